@@ -1,0 +1,136 @@
+//! What a file is: given by the client, or found by looking at it.
+
+use serde::{Deserialize, Serialize};
+
+/// What a record with too few or too many fields is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Ragged {
+    /// A reject.
+    #[default]
+    Reject,
+    /// Missing fields are null, extra ones dropped.
+    Pad,
+}
+
+/// The encoding of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+pub enum Encoding {
+    /// UTF-8, with or without a byte order mark.
+    #[default]
+    #[serde(rename = "utf-8")]
+    Utf8,
+    /// UTF-16, little endian.
+    #[serde(rename = "utf-16le")]
+    Utf16Le,
+    /// UTF-16, big endian.
+    #[serde(rename = "utf-16be")]
+    Utf16Be,
+    /// Windows code page 1252.
+    #[serde(rename = "windows-1252")]
+    Windows1252,
+    /// ISO 8859-1.
+    #[serde(rename = "iso-8859-1")]
+    Latin1,
+}
+
+/// How the object is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Found by the first bytes.
+    #[default]
+    Auto,
+    /// Not at all.
+    None,
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+    /// bzip2.
+    Bzip2,
+    /// xz.
+    Xz,
+}
+
+/// What the request said of the file. `None`: to be found, or the default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct GivenFormat {
+    /// One to four bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub delimiter: Option<String>,
+    /// One byte.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub quote: Option<String>,
+    /// One byte; the quote itself means doubling.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub escape: Option<String>,
+    /// Header records.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub header_rows: Option<u32>,
+    /// Physical lines before the header.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub skip_rows: Option<u32>,
+    /// Records that begin with it are passed over.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub comment: Option<String>,
+    /// What a ragged record is.
+    #[serde(default)]
+    pub ragged: Ragged,
+    /// The text's encoding.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encoding: Option<Encoding>,
+    /// Unquoted cells that mean null; the default is the empty cell.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub null_values: Option<Vec<String>>,
+    /// How the object is compressed.
+    #[serde(default)]
+    pub compression: Compression,
+}
+
+/// What the file is: everything given and everything found. This is what a reader obeys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Format {
+    /// Always `csv`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// One to four bytes between fields.
+    pub delimiter: String,
+    /// One byte around fields.
+    pub quote: String,
+    /// One byte; the quote itself means doubling.
+    pub escape: String,
+    /// Header records.
+    pub header_rows: u32,
+    /// Physical lines before the header.
+    pub skip_rows: u32,
+    /// Records that begin with it are passed over.
+    pub comment: Option<String>,
+    /// What a ragged record is.
+    pub ragged: Ragged,
+    /// The text's encoding.
+    pub encoding: Encoding,
+    /// Unquoted cells that mean null.
+    pub null_values: Vec<String>,
+    /// How the object is compressed.
+    pub compression: Compression,
+}
+
+impl Default for Format {
+    /// The contract's defaults: RFC 4180 with one header record.
+    fn default() -> Self {
+        Self {
+            kind: "csv".into(),
+            delimiter: ",".into(),
+            quote: "\"".into(),
+            escape: "\"".into(),
+            header_rows: 1,
+            skip_rows: 0,
+            comment: None,
+            ragged: Ragged::Reject,
+            encoding: Encoding::Utf8,
+            null_values: vec![String::new()],
+            compression: Compression::None,
+        }
+    }
+}

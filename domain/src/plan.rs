@@ -1,0 +1,57 @@
+//! What a worker must know to read one chunk of an import and to write it: stored with the import before the first chunk job.
+
+use serde::{Deserialize, Serialize};
+
+use crate::column::{Column, ColumnType};
+use crate::format::Format;
+use crate::ids::ByteOffset;
+use crate::table::TableName;
+
+/// One column as it is read: which field of a record, and what it becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldPlan {
+    /// The column's name in the destination, and in rejects.
+    pub name: String,
+    /// What its cells become.
+    #[serde(rename = "type")]
+    pub kind: ColumnType,
+    /// The field of a record that it is read from, from 0.
+    pub field: usize,
+    /// Whether a cell may be null.
+    pub nullable: bool,
+    /// Whether the type was inferred from a sample for a new table, so that a misfit widens it instead of being a reject.
+    pub inferred: bool,
+}
+
+/// Where the rows go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The table was not there when the import was planned: it is created, and staging becomes it.
+    NewTable,
+    /// The table was there: rows are inserted into it.
+    ExistingTable,
+}
+
+/// The plan of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadPlan {
+    /// The destination table.
+    pub table: TableName,
+    /// Whether it has to be made.
+    pub target: Target,
+    /// The dialect that every reader of this attempt obeys.
+    pub format: Format,
+    /// How many fields a record has to have.
+    pub width: usize,
+    /// The names in the file's header (or `column_1…`), `width` of them, for the file of rejects.
+    pub header: Vec<String>,
+    /// The columns in the order of the destination's list.
+    pub fields: Vec<FieldPlan>,
+    /// The columns as the resource shows them.
+    pub columns: Vec<Column>,
+    /// Where the first data record may begin: behind byte order mark, skipped lines and header records.
+    pub data_start: ByteOffset,
+    /// The physical line at `data_start`, from 1.
+    pub data_line: u64,
+}
