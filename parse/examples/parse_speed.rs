@@ -1,0 +1,107 @@
+//! Measures how fast a CSV file is planned and read on one thread: `parse_speed FILE [CHUNK_SIZE]`.
+//!
+//! The file is held in memory, so that no disk is measured; each figure is the best of three runs.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::time::Instant;
+
+use longshore_domain::{ByteOffset, ColumnType, GivenFormat, LineNumber, LoadPlan, RowNumber, Target};
+use longshore_parse::{
+    ChunkInput, ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk, Readers, map_columns, parse_chunk_with,
+    read_head,
+};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().expect("usage: parse_speed FILE [CHUNK_SIZE]");
+    let size = arguments.next().map_or(8 << 20, |size| size.parse().expect("CHUNK_SIZE is a number of bytes"));
+    let text = std::fs::read(&path).expect("FILE is readable");
+    let mut plan = plan_of(&text);
+    // As a table of TPC-H has it.
+    for column in &mut plan.fields {
+        if matches!(column.kind, ColumnType::Decimal { .. }) {
+            column.kind = ColumnType::Decimal { precision: 15, scale: 2 };
+        }
+    }
+    let types: Vec<String> = plan.fields.iter().map(|field| format!("{} {}", field.name, field.kind)).collect();
+    println!("{}: {} MB; {}", path, text.len() / 1_000_000, types.join(", "));
+
+    let chunks = report("planner", &text, || scan(&plan, &text, size));
+    report("exact reader", &text, || read(&plan, &text, &chunks, Readers::Exact));
+    report("fast reader", &text, || read(&plan, &text, &chunks, Readers::Fast));
+    let names: Vec<String> = plan.fields.iter().map(|field| field.kind.to_string()).collect();
+    let all = plan.fields.clone();
+    let mut measured = std::collections::BTreeSet::new();
+    for (field, name) in all.iter().zip(names) {
+        if measured.insert(name.clone()) {
+            // Every column from the same field: splitting costs once, decoding `all.len()` times.
+            plan.fields = vec![field.clone(); all.len()];
+            for readers in [Readers::Exact, Readers::Fast] {
+                report(&format!("{readers:?}, {} times {name} ({})", all.len(), field.name), &text, || {
+                    read(&plan, &text, &chunks, readers)
+                });
+            }
+        }
+    }
+    plan.fields.clear();
+    report("split only", &text, || read(&plan, &text, &chunks, Readers::Exact));
+}
+
+fn report<T>(what: &str, text: &[u8], mut run: impl FnMut() -> T) -> T {
+    let mut best = f64::INFINITY;
+    let mut last = None;
+    for _ in 0..3 {
+        let start = Instant::now();
+        last = Some(run());
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    println!("{what:>45}: {:7.0} MB/s", text.len() as f64 / 1e6 / best);
+    last.unwrap()
+}
+
+fn plan_of(text: &[u8]) -> LoadPlan {
+    let sample = &text[..text.len().min(1 << 20)];
+    let head = read_head(sample, sample.len() == text.len(), &GivenFormat::default()).unwrap();
+    let mapped = map_columns(&head, None, None).unwrap();
+    LoadPlan {
+        table: "measured".parse().unwrap(),
+        target: Target::NewTable,
+        format: head.format,
+        width: head.width,
+        header: head.header,
+        fields: mapped.fields,
+        columns: mapped.columns,
+        data_start: head.data_start,
+        data_line: head.data_line,
+    }
+}
+
+fn scan(plan: &LoadPlan, text: &[u8], size: u64) -> Vec<PlannedChunk> {
+    let start = PlanStart {
+        offset: plan.data_start,
+        row: RowNumber(1),
+        line: LineNumber(plan.data_line),
+        chunk_start: ByteOffset(0),
+    };
+    let dialect = Dialect::new(&plan.format, plan.width).unwrap();
+    let mut planner = ChunkPlanner::new(dialect, start, size, Limits::default());
+    let mut chunks = Vec::new();
+    for block in text[plan.data_start.0 as usize..].chunks(1 << 20) {
+        planner.feed(block, &mut chunks);
+    }
+    planner.finish(&mut chunks);
+    chunks
+}
+
+fn read(plan: &LoadPlan, text: &[u8], chunks: &[PlannedChunk], readers: Readers) -> u64 {
+    let mut rows = 0;
+    for chunk in chunks {
+        let bytes = &text[chunk.range.start.0 as usize..chunk.range.end.0 as usize];
+        let input =
+            ChunkInput { bytes, start: chunk.range.start, first_row: chunk.first_row, first_line: chunk.first_line };
+        let parsed = parse_chunk_with(plan, input, readers);
+        assert!(parsed.rejects.is_empty(), "{:?}", parsed.rejects[0]);
+        rows += parsed.rows;
+    }
+    rows
+}

@@ -1,0 +1,526 @@
+//! A chunk's bytes to typed rows and rejects. Called by the chunk workers, on a thread of their own; never fails: what
+//! cannot be read is a reject.
+//!
+//! Records are split first, a block of them, with every structural fault found; then each column of the block is decoded
+//! while its bytes are still in the processor's cache. Blocks add up to a batch. A cell that does not read as its type makes
+//! its row a reject, and the row is taken out of the batch.
+
+use std::collections::BTreeMap;
+
+use polars_core::prelude::{BooleanChunked, ChunkFilter, NewChunkedArray};
+
+use longshore_domain::{ByteOffset, ColumnType, LineNumber, LoadPlan, Ragged, Reject, RejectReason, RowNumber};
+
+use crate::batch::{Batch, ParsedChunk, RowNumbers, Values, Widening};
+use crate::decode::{Cell, CellFault, Column, Decoder};
+use crate::dialect::Dialect;
+use crate::infer::{join_types, type_of};
+use crate::record::{Field, MAX_SPAN, Next, QuoteFault, RawRecord, read_record, unescape};
+
+/// Fields of a batch, and bytes that it is read from: what bounds an array's size.
+const BATCH_FIELDS: usize = 1 << 23;
+const BATCH_BYTES: usize = MAX_SPAN / 2;
+
+/// Fields of a block: their places and their bytes fit the second-level cache.
+const BLOCK_FIELDS: usize = 1 << 13;
+
+/// A value in a reject is cut to this many bytes; the whole cell stands in the record.
+const VALUE_KEPT: usize = 4096;
+
+/// The bytes of a chunk, and where they stand in the file.
+#[derive(Debug, Clone, Copy)]
+pub struct ChunkInput<'a> {
+    /// The bytes of its range.
+    pub bytes: &'a [u8],
+    /// The offset of the first of them in the file.
+    pub start: ByteOffset,
+    /// The number of its first data record.
+    pub first_row: RowNumber,
+    /// The physical line of its first byte behind the header.
+    pub first_line: LineNumber,
+}
+
+impl<'a> ChunkInput<'a> {
+    /// The bytes that hold data: without the header, where the chunk begins with it.
+    fn data(&self, plan: &LoadPlan) -> &'a [u8] {
+        let header = plan.data_start.0.saturating_sub(self.start.0);
+        let header = usize::try_from(header).unwrap_or(usize::MAX).min(self.bytes.len());
+        &self.bytes[header..]
+    }
+}
+
+/// Which reader decodes regular records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// Polars where it can read the chunk exactly, else the exact reader.
+    Fast,
+    /// The exact reader only.
+    Exact,
+}
+
+/// Reads a chunk.
+#[must_use]
+pub fn parse_chunk(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
+    parse_chunk_with(plan, input, Readers::Fast)
+}
+
+/// Reads a chunk with the readers named; for tests and measurements that hold the two against each other.
+#[must_use]
+pub fn parse_chunk_with(plan: &LoadPlan, input: ChunkInput<'_>, _: Readers) -> ParsedChunk {
+    let dialect = dialect_of(plan);
+    let data = input.data(plan);
+    let mut chunk = ChunkReader {
+        plan,
+        dialect: &dialect,
+        data,
+        valid: std::str::from_utf8(data).ok(),
+        empty_is_null: plan.format.null_values.iter().any(String::is_empty),
+        null_values: plan.format.null_values.iter().map(String::as_bytes).filter(|null| !null.is_empty()).collect(),
+        may_hold_nul: memchr::memchr(0, data).is_some(),
+        fields: Vec::new(),
+        parsed: ParsedChunk::default(),
+        widened: BTreeMap::new(),
+    };
+    let mut at = 0;
+    let mut position = Position { row: input.first_row.0, line: input.first_line.0 };
+    while at < data.len() {
+        at = chunk.read_batch(at, &mut position);
+    }
+    let mut parsed = chunk.parsed;
+    parsed.rejects.sort_by_key(|reject| reject.row);
+    parsed.widenings = chunk.widened.into_iter().map(|(column, to)| Widening { column, to }).collect();
+    parsed
+}
+
+/// The dialect of a plan.
+pub(crate) fn dialect_of(plan: &LoadPlan) -> Dialect {
+    // A plan's format comes from `read_head`, which refuses what `Dialect::new` refuses.
+    Dialect::new(&plan.format, plan.width).expect("the format of a plan is a dialect")
+}
+
+/// The one row of an oversized chunk, from the record's beginning: a reject.
+#[must_use]
+pub fn oversized_reject(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
+    let data = input.data(plan);
+    let mut fields = Vec::new();
+    let dialect = dialect_of(plan);
+    if dialect.comment.as_ref().is_some_and(|comment| data.starts_with(comment)) {
+        // A comment may be as long as it likes: it is no record.
+        return ParsedChunk::default();
+    }
+    // An unclosed quote is the usual reason for a record that does not end.
+    let unclosed = match read_record(&dialect, data, 0, 0, &mut fields) {
+        Next::Record(RawRecord { fault: Some((QuoteFault::Unclosed, field)), .. }) => Some(field),
+        _ => None,
+    };
+    let most = crate::planner::Limits::default().max_record;
+    let (reason, column, detail) = match unclosed {
+        Some(field) => (
+            RejectReason::MalformedQuotes,
+            column_name(plan, field),
+            format!(
+                "the record is longer than {most} bytes, in a quoted field that begins at line {}",
+                input.first_line
+            ),
+        ),
+        None => (RejectReason::RecordTooLarge, None, format!("the record is longer than {most} bytes")),
+    };
+    ParsedChunk {
+        rows: 1,
+        rejects: vec![Reject {
+            row: input.first_row,
+            line: input.first_line,
+            column,
+            value: None,
+            reason,
+            detail,
+            record: data.to_vec(),
+        }],
+        ..ParsedChunk::default()
+    }
+}
+
+/// Raw records by number, with their lines, as far as they are in this chunk.
+#[must_use]
+pub fn find_records(
+    plan: &LoadPlan,
+    input: ChunkInput<'_>,
+    rows: &[RowNumber],
+) -> Vec<(RowNumber, LineNumber, Vec<u8>)> {
+    let dialect = dialect_of(plan);
+    let data = input.data(plan);
+    let wanted: std::collections::BTreeSet<u64> = rows.iter().map(|row| row.0).collect();
+    let mut found = Vec::with_capacity(wanted.len());
+    let mut position = Position { row: input.first_row.0, line: input.first_line.0 };
+    let mut fields = Vec::new();
+    let mut at = 0;
+    while found.len() < wanted.len() {
+        fields.clear();
+        match read_record(&dialect, data, at, at, &mut fields) {
+            Next::End => break,
+            Next::Skipped(next) => {
+                position.line += 1;
+                at = next;
+            }
+            Next::Record(record) => {
+                if wanted.contains(&position.row) {
+                    let raw = data[record.start..record.end].to_vec();
+                    found.push((RowNumber(position.row), LineNumber(position.line), raw));
+                }
+                position.pass(&record);
+                at = record.next;
+            }
+        }
+    }
+    found
+}
+
+/// The name of the column that is read from a field.
+fn column_name(plan: &LoadPlan, field: usize) -> Option<String> {
+    plan.fields.iter().find(|column| column.field == field).map(|column| column.name.clone())
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    row: u64,
+    line: u64,
+}
+
+impl Position {
+    fn pass(&mut self, record: &RawRecord) {
+        self.row += 1;
+        self.line += record.lines;
+    }
+}
+
+/// The sound records of a block.
+struct Records {
+    /// The fields' offsets are relative to this place in the data.
+    base: usize,
+    /// One past the last byte that was looked at.
+    end: usize,
+    /// `width` fields a record.
+    fields: Vec<Field>,
+    /// The records' numbers.
+    numbers: Vec<u64>,
+}
+
+/// A batch that grows block by block.
+struct Growing<'a> {
+    columns: Vec<Decoder<'a>>,
+    rows: usize,
+    /// The number of the first row; while `listed` is `None`, the others follow without a gap.
+    first: u64,
+    listed: Option<Vec<u64>>,
+    /// Rows of the batch that are rejects, ascending.
+    faulty: Vec<usize>,
+}
+
+impl<'a> Growing<'a> {
+    fn new(plan: &'a LoadPlan, first: u64) -> Self {
+        let columns = plan.fields.iter().map(Decoder::new).collect();
+        Self { columns, rows: 0, first, listed: None, faulty: Vec::new() }
+    }
+
+    fn number(&mut self, numbers: &[u64]) {
+        let next = self.first + self.rows as u64;
+        let follow = numbers.last().is_none_or(|last| *last + 1 == next + numbers.len() as u64);
+        if self.listed.is_some() || !follow {
+            let before = self.first..next;
+            self.listed.get_or_insert_with(|| before.collect()).extend_from_slice(numbers);
+        }
+        self.rows += numbers.len();
+    }
+
+    fn finish(self) -> Option<Batch> {
+        let columns: Vec<Values> = self.columns.into_iter().map(Decoder::finish).collect();
+        let numbers = self.listed.map_or(RowNumbers::From(self.first), RowNumbers::Listed);
+        if self.faulty.is_empty() {
+            return (self.rows > 0).then_some(Batch { rows: self.rows, numbers, columns });
+        }
+        let mut keep = vec![true; self.rows];
+        for row in &self.faulty {
+            keep[*row] = false;
+        }
+        let rows = self.rows - self.faulty.len();
+        let kept = (0..self.rows).filter(|row| keep[*row]).map(|row| numbers.get(row));
+        let numbers = RowNumbers::Listed(kept.collect());
+        let mask = BooleanChunked::from_slice("".into(), &keep);
+        let columns = columns.into_iter().map(|column| filter(column, &mask)).collect();
+        (rows > 0).then_some(Batch { rows, numbers, columns })
+    }
+}
+
+struct ChunkReader<'a> {
+    plan: &'a LoadPlan,
+    dialect: &'a Dialect,
+    data: &'a [u8],
+    /// All of the data, where it is UTF-8.
+    valid: Option<&'a str>,
+    /// Whether unquoted cells that are empty are null.
+    empty_is_null: bool,
+    /// The other null values.
+    null_values: Vec<&'a [u8]>,
+    may_hold_nul: bool,
+    /// Room for a block's fields.
+    fields: Vec<Field>,
+    parsed: ParsedChunk,
+    widened: BTreeMap<usize, ColumnType>,
+}
+
+impl ChunkReader<'_> {
+    /// Splits and decodes records from `at`; returns where the next batch begins.
+    fn read_batch(&mut self, at: usize, position: &mut Position) -> usize {
+        let mut batch = Growing::new(self.plan, position.row);
+        let mut end = at;
+        while end < self.data.len() && batch.rows * self.plan.width < BATCH_FIELDS && end - at < BATCH_BYTES {
+            let first = *position;
+            let records = self.split(end, position);
+            self.parsed.rows += position.row - first.row;
+            self.decode(&mut batch, &records, end, first);
+            end = records.end;
+            self.fields = records.fields;
+        }
+        self.parsed.batches.extend(batch.finish());
+        end
+    }
+
+    fn split(&mut self, base: usize, position: &mut Position) -> Records {
+        let width = self.plan.width;
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        let mut numbers = Vec::new();
+        let mut at = base;
+        // One record may be long: the limit is looked at between records.
+        while fields.len() < BLOCK_FIELDS && numbers.len() < BLOCK_FIELDS && at - base < MAX_SPAN / 2 {
+            let before = fields.len();
+            match read_record(self.dialect, self.data, at, base, &mut fields) {
+                Next::End => break,
+                Next::Skipped(next) => {
+                    position.line += 1;
+                    at = next;
+                }
+                Next::Record(record) => {
+                    match self.check(&record, fields.len() - before) {
+                        Ok(()) => {
+                            if fields.len() - before != width {
+                                fields.resize(before + width, Field::MISSING);
+                            }
+                            numbers.push(position.row);
+                        }
+                        Err((reason, field, detail)) => {
+                            fields.truncate(before);
+                            self.parsed.rejects.push(Reject {
+                                row: RowNumber(position.row),
+                                line: LineNumber(position.line),
+                                column: field.and_then(|field| column_name(self.plan, field)),
+                                value: None,
+                                reason,
+                                detail,
+                                record: self.data[record.start..record.end].to_vec(),
+                            });
+                        }
+                    }
+                    position.pass(&record);
+                    at = record.next;
+                }
+            }
+        }
+        Records { base, end: at, fields, numbers }
+    }
+
+    /// Whether an unquoted cell means null.
+    #[inline]
+    fn is_null(&self, cell: &[u8]) -> bool {
+        if cell.is_empty() { self.empty_is_null } else { self.null_values.contains(&cell) }
+    }
+
+    /// Whether a record's structure is sound: its quotes, its bytes, its number of fields.
+    fn check(&self, record: &RawRecord, found: usize) -> Result<(), (RejectReason, Option<usize>, String)> {
+        match record.fault {
+            Some((QuoteFault::Unclosed, field)) => {
+                let detail = "a quoted field that begins in this record is never closed".to_owned();
+                return Err((RejectReason::MalformedQuotes, Some(field), detail));
+            }
+            Some((QuoteFault::TextBehindQuote, field)) => {
+                let detail = format!("text stands behind the closing quote of field {}", field + 1);
+                return Err((RejectReason::MalformedQuotes, Some(field), detail));
+            }
+            None => {}
+        }
+        if self.valid.is_none()
+            && let Err(error) = std::str::from_utf8(&self.data[record.start..record.end])
+        {
+            let detail = format!("byte {} of the record is not UTF-8", error.valid_up_to() + 1);
+            return Err((RejectReason::InvalidEncoding, None, detail));
+        }
+        let width = self.plan.width;
+        if found == width || self.plan.format.ragged == Ragged::Pad {
+            return Ok(());
+        }
+        let detail = format!("the record has {found} fields instead of {width}");
+        if found < width {
+            Err((RejectReason::MissingField, Some(found), detail))
+        } else {
+            Err((RejectReason::ExtraField, None, detail))
+        }
+    }
+
+    /// Decodes a block that begins at `at`, column by column, and lists its rows at fault.
+    fn decode(&mut self, batch: &mut Growing<'_>, records: &Records, at: usize, first: Position) {
+        let mut scratch = Vec::new();
+        let mut faults: BTreeMap<usize, (usize, CellFault, Vec<u8>)> = BTreeMap::new();
+        for (place, (column, decoder)) in self.plan.fields.iter().zip(&mut batch.columns).enumerate() {
+            let mut cells = Cells { reader: self, records, field: column.field, scratch: &mut scratch };
+            let mut missed = Vec::new();
+            decoder.append(&mut cells, |row, fault| missed.push((row, fault)));
+            let missed: Vec<_> = missed.into_iter().map(|(row, fault)| (row, fault, cells.raw(row))).collect();
+            for (row, fault, value) in missed {
+                self.widen(place, &fault, &value);
+                faults.entry(row).or_insert((place, fault, value));
+            }
+        }
+        if !faults.is_empty() {
+            self.reject(&faults, &records.numbers, at, first);
+            batch.faulty.extend(faults.keys().map(|row| batch.rows + row));
+        }
+        batch.number(&records.numbers);
+    }
+
+    /// An inferred column met a cell that its type does not take.
+    fn widen(&mut self, place: usize, fault: &CellFault, value: &[u8]) {
+        let column = &self.plan.fields[place];
+        if !column.inferred || fault.reason != RejectReason::InvalidValue {
+            return;
+        }
+        let known = self.widened.get(&place).unwrap_or(&column.kind);
+        let joined = std::str::from_utf8(value).map_or(ColumnType::Text, |text| join_types(known, &type_of(text)));
+        // The type that takes both is the one that did not take it: too many digits for it.
+        let to = if joined == column.kind { ColumnType::Text } else { joined };
+        if column.kind != ColumnType::Text {
+            self.widened.insert(place, to);
+        }
+    }
+
+    /// Lists rows whose cells do not read as their types; their raw records are found by reading the batch once more.
+    fn reject(
+        &mut self,
+        faults: &BTreeMap<usize, (usize, CellFault, Vec<u8>)>,
+        numbers: &[u64],
+        at: usize,
+        first: Position,
+    ) {
+        let batch = ChunkInput {
+            bytes: &self.data[at..],
+            // Behind any header: every byte is data.
+            start: self.plan.data_start,
+            first_row: RowNumber(first.row),
+            first_line: LineNumber(first.line),
+        };
+        let rows: Vec<RowNumber> = faults.keys().map(|row| RowNumber(numbers[*row])).collect();
+        let records = find_records(self.plan, batch, &rows);
+        for ((row, line, record), (place, fault, value)) in records.into_iter().zip(faults.values()) {
+            let mut value = value.clone();
+            value.truncate(VALUE_KEPT);
+            self.parsed.rejects.push(Reject {
+                row,
+                line,
+                column: Some(self.plan.fields[*place].name.clone()),
+                value: (fault.reason != RejectReason::NullInRequired).then_some(value),
+                reason: fault.reason,
+                detail: fault.detail.clone(),
+                record,
+            });
+        }
+    }
+}
+
+/// The cells of one column of a batch, for [`decode`].
+struct Cells<'a, 'b> {
+    reader: &'a ChunkReader<'b>,
+    records: &'a Records,
+    field: usize,
+    scratch: &'a mut Vec<u8>,
+}
+
+impl Cells<'_, '_> {
+    /// The cell's bytes, unquoted.
+    fn raw(&self, row: usize) -> Vec<u8> {
+        let field = self.records.fields[row * self.reader.plan.width + self.field];
+        if field.is_missing() {
+            return Vec::new();
+        }
+        let range = field.range();
+        let raw = &self.reader.data[self.records.base + range.start..self.records.base + range.end];
+        if !field.is_escaped() {
+            return raw.to_vec();
+        }
+        let mut cell = Vec::new();
+        unescape(self.reader.dialect, raw, &mut cell);
+        cell
+    }
+}
+
+impl Column for Cells<'_, '_> {
+    #[inline]
+    fn may_hold_nul(&self) -> bool {
+        self.reader.may_hold_nul
+    }
+
+    #[inline]
+    fn rows(&self) -> usize {
+        self.records.numbers.len()
+    }
+
+    #[inline]
+    fn cell(&mut self, row: usize) -> Cell<'_> {
+        let plan = self.reader.plan;
+        let field = self.records.fields[row * plan.width + self.field];
+        if field.is_missing() {
+            return Cell::Null;
+        }
+        let range = field.range();
+        let (start, end) = (self.records.base + range.start, self.records.base + range.end);
+        let bytes = &self.reader.data[start..end];
+        if !field.is_quoted() && self.reader.is_null(bytes) {
+            return Cell::Null;
+        }
+        if field.is_escaped() {
+            unescape(self.reader.dialect, bytes, self.scratch);
+            return as_text(self.scratch);
+        }
+        // Fields begin and end beside ASCII bytes, so the text is never cut inside a character.
+        match self.reader.valid.and_then(|text| text.get(start..end)) {
+            Some(text) => Cell::Text(text),
+            None => as_text(bytes),
+        }
+    }
+}
+
+fn as_text(bytes: &[u8]) -> Cell<'_> {
+    std::str::from_utf8(bytes).map_or(Cell::NotText, Cell::Text)
+}
+
+fn filter(column: Values, mask: &BooleanChunked) -> Values {
+    /// Mask and column have one length: both come from the same batch.
+    macro_rules! filtered {
+        ($array:expr) => {
+            $array.filter(mask).expect("a mask as long as the column")
+        };
+    }
+    match column {
+        Values::Bool(array) => Values::Bool(filtered!(array)),
+        Values::Int32(array) => Values::Int32(filtered!(array)),
+        Values::Int64(array) => Values::Int64(filtered!(array)),
+        Values::Float64(array) => Values::Float64(filtered!(array)),
+        Values::Decimal { unscaled, scale } => Values::Decimal { unscaled: filtered!(unscaled), scale },
+        Values::Text(array) => Values::Text(filtered!(array)),
+        Values::Date(array) => Values::Date(filtered!(array)),
+        Values::Time(array) => Values::Time(filtered!(array)),
+        Values::Timestamp(array) => Values::Timestamp(filtered!(array)),
+        Values::Timestamptz(array) => Values::Timestamptz(filtered!(array)),
+        Values::Uuid(array) => Values::Uuid(filtered!(array)),
+        Values::Json(array) => Values::Json(filtered!(array)),
+        Values::Native(array) => Values::Native(filtered!(array)),
+    }
+}

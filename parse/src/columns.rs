@@ -1,0 +1,345 @@
+//! Which field becomes which column: the header, the request's columns and the destination's table brought together. Called
+//! by the planner; every misfit is found here, before a row is loaded.
+
+use std::collections::HashSet;
+
+use longshore_domain::{Column, ColumnSource, ColumnType, FieldPlan, TableColumn, TableDescription};
+
+use crate::error::FormatError;
+use crate::head::Head;
+
+/// The last three header names of a file of rejects, which are passed over when it is imported again.
+pub const REJECT_COLUMNS: [&str; 3] = ["_row", "_column", "_reason"];
+
+/// Columns as they will be read, and as the resource shows them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapped {
+    /// How each is read.
+    pub fields: Vec<FieldPlan>,
+    /// How the resource shows them.
+    pub columns: Vec<Column>,
+}
+
+impl Mapped {
+    fn push(&mut self, column: Column, field: usize, inferred: bool) {
+        self.fields.push(FieldPlan {
+            name: column.name.clone(),
+            kind: column.kind.clone(),
+            field,
+            nullable: column.nullable,
+            inferred,
+        });
+        self.columns.push(column);
+    }
+}
+
+/// Maps the file's fields to columns.
+///
+/// # Errors
+/// [`FormatError`] of kind `Mismatch` that names every misfit.
+pub fn map_columns(
+    head: &Head,
+    given: Option<&[Column]>,
+    existing: Option<&TableDescription>,
+) -> Result<Mapped, FormatError> {
+    let data_fields = match head.header.as_slice() {
+        [rest @ .., a, b, c] if head.format.header_rows > 0 && [a, b, c] == REJECT_COLUMNS.each_ref() => rest.len(),
+        all => all.len(),
+    };
+    let mut mapped = Mapped { fields: Vec::new(), columns: Vec::new() };
+    let mut faults = Vec::new();
+    match (given, existing) {
+        (Some(given), _) => map_given(head, given, existing, data_fields, &mut mapped, &mut faults),
+        (None, Some(table)) => map_by_name(head, table, data_fields, &mut mapped, &mut faults),
+        (None, None) => {
+            for (field, (name, kind)) in head.header.iter().zip(&head.inferred).enumerate().take(data_fields) {
+                let source = Some(source_of(head, field));
+                mapped.push(Column { name: name.clone(), kind: kind.clone(), source, nullable: true }, field, true);
+            }
+        }
+    }
+    if let Some(table) = existing {
+        check_table(table, &mapped, &mut faults);
+    }
+    if mapped.columns.is_empty() && faults.is_empty() {
+        faults.push("the file has no column".to_owned());
+    }
+    if faults.is_empty() { Ok(mapped) } else { Err(FormatError::mismatch(faults.join("; "))) }
+}
+
+fn source_of(head: &Head, field: usize) -> ColumnSource {
+    if head.format.header_rows > 0 {
+        ColumnSource::Header(head.raw_header[field].clone())
+    } else {
+        ColumnSource::Place(field as u32 + 1)
+    }
+}
+
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 30;
+    let mut text = names.iter().take(SHOWN).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
+}
+
+fn map_given(
+    head: &Head,
+    given: &[Column],
+    existing: Option<&TableDescription>,
+    data_fields: usize,
+    mapped: &mut Mapped,
+    faults: &mut Vec<String>,
+) {
+    for (place, column) in given.iter().enumerate() {
+        let field = match find_source(head, column, place, data_fields) {
+            Ok(field) => field,
+            Err(fault) => {
+                faults.push(fault);
+                continue;
+            }
+        };
+        let mut column = column.clone();
+        column.source.get_or_insert_with(|| source_of(head, field));
+        // A column that the destination has under another case is another column: names are taken as they are given.
+        if let Some(table) = existing
+            && !table.columns.iter().any(|other| other.name == column.name)
+        {
+            let names: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
+            faults.push(format!("the table has no column '{}'; it has {}", column.name, list(&names)));
+            continue;
+        }
+        mapped.push(column, field, false);
+    }
+}
+
+/// The field that a given column is read from.
+fn find_source(head: &Head, column: &Column, place: usize, data_fields: usize) -> Result<usize, String> {
+    let name = &column.name;
+    let in_header = |wanted: &str| head.raw_header.iter().position(|cell| cell == wanted);
+    let has_header = head.format.header_rows > 0;
+    match &column.source {
+        Some(ColumnSource::Header(_)) if !has_header => Err(format!(
+            "column '{name}' names a header as its source, but the file has no header; give a place instead"
+        )),
+        Some(ColumnSource::Header(source)) => in_header(source)
+            .ok_or_else(|| format!("column '{name}': the header has no '{source}'; it has {}", list(&head.raw_header))),
+        Some(ColumnSource::Place(source)) => {
+            let field = *source as usize - 1;
+            if field < head.width {
+                Ok(field)
+            } else {
+                Err(format!("column '{name}': the file has {} fields, not {source}", head.width))
+            }
+        }
+        None => {
+            if let Some(other) = in_header(name).filter(|other| has_header && *other != place) {
+                return Err(format!(
+                    "column '{name}' is number {} of the list, but the header holds it at place {}; give it a source",
+                    place + 1,
+                    other + 1
+                ));
+            }
+            if place < data_fields {
+                Ok(place)
+            } else {
+                Err(format!(
+                    "column '{name}' is number {} of the list, but the file has {data_fields} fields",
+                    place + 1
+                ))
+            }
+        }
+    }
+}
+
+/// Header names matched to the table's columns: exactly, else without regard to case where that is unambiguous.
+fn map_by_name(
+    head: &Head,
+    table: &TableDescription,
+    data_fields: usize,
+    mapped: &mut Mapped,
+    faults: &mut Vec<String>,
+) {
+    let by_place = head.format.header_rows == 0;
+    let takes: Vec<&TableColumn> = table.columns.iter().filter(|column| !column.generated).collect();
+    if by_place && data_fields > takes.len() {
+        faults.push(format!("the file has no header and {data_fields} fields, the table {} columns", takes.len()));
+        return;
+    }
+    let mut unknown = Vec::new();
+    for field in 0..data_fields {
+        let name = &head.raw_header[field];
+        let column = if by_place { takes.get(field).copied() } else { find_by_name(table, name) };
+        let Some(column) = column else {
+            unknown.push(name.clone());
+            continue;
+        };
+        let kind = match (&column.kind, &head.inferred[field]) {
+            // SQLite keeps booleans as integers; a file that says true and false means them.
+            (ColumnType::Int64, ColumnType::Bool) if column.flexible => ColumnType::Bool,
+            (kind, _) => kind.clone(),
+        };
+        let source = Some(source_of(head, field));
+        // A null in a NOT NULL column is a reject, even if the column has a default: that is what COPY does.
+        mapped.push(Column { name: column.name.clone(), kind, source, nullable: column.nullable }, field, false);
+    }
+    if !unknown.is_empty() {
+        let names: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
+        faults.push(format!(
+            "the file's header has {}, which the table does not; the table has {}",
+            list(&unknown),
+            list(&names)
+        ));
+    }
+}
+
+fn find_by_name<'a>(table: &'a TableDescription, name: &str) -> Option<&'a TableColumn> {
+    if let Some(column) = table.columns.iter().find(|column| column.name == *name) {
+        return Some(column);
+    }
+    let lower = name.trim().to_lowercase();
+    let mut alike = table.columns.iter().filter(|column| column.name.to_lowercase() == lower);
+    match (alike.next(), alike.next()) {
+        (Some(column), None) => Some(column),
+        _ => None,
+    }
+}
+
+/// What the table needs and refuses.
+fn check_table(table: &TableDescription, mapped: &Mapped, faults: &mut Vec<String>) {
+    let mut seen = HashSet::new();
+    for column in &mapped.columns {
+        if !seen.insert(&column.name) {
+            faults.push(format!("two of the file's fields would go to the column '{}'", column.name));
+        }
+    }
+    let missing: Vec<String> = table
+        .columns
+        .iter()
+        .filter(|column| !column.nullable && !column.has_default && !column.generated && !seen.contains(&column.name))
+        .map(|column| column.name.clone())
+        .collect();
+    if !missing.is_empty() {
+        faults.push(format!("the table requires {}, which the file does not bring", list(&missing)));
+    }
+    let generated: Vec<String> = table
+        .columns
+        .iter()
+        .filter(|column| column.generated && seen.contains(&column.name))
+        .map(|column| column.name.clone())
+        .collect();
+    if !generated.is_empty() {
+        faults.push(format!("the database itself computes {}; leave it out of the file", list(&generated)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::head::read_head;
+    use longshore_domain::GivenFormat;
+
+    fn head(text: &str) -> Head {
+        read_head(text.as_bytes(), true, &GivenFormat::default()).unwrap()
+    }
+
+    fn table(columns: &[(&str, &str, bool)]) -> TableDescription {
+        let column = |(name, kind, nullable): &(&str, &str, bool)| TableColumn {
+            name: (*name).into(),
+            kind: kind.parse().unwrap(),
+            nullable: *nullable,
+            has_default: false,
+            generated: false,
+            flexible: false,
+        };
+        TableDescription { columns: columns.iter().map(column).collect() }
+    }
+
+    fn column(name: &str, source: Option<ColumnSource>) -> Column {
+        Column { name: name.into(), kind: ColumnType::Text, source, nullable: true }
+    }
+
+    fn places(mapped: &Mapped) -> Vec<(String, usize)> {
+        mapped.fields.iter().map(|field| (field.name.clone(), field.field)).collect()
+    }
+
+    #[test]
+    fn a_new_table_takes_the_header_and_the_inferred_types() {
+        let mapped = map_columns(&head("Id,b c\n1,x\n"), None, None).unwrap();
+        assert_eq!(places(&mapped), [("Id".into(), 0), ("b c".into(), 1)]);
+        assert_eq!(mapped.columns[0].kind, ColumnType::Int64);
+        assert!(mapped.fields.iter().all(|field| field.inferred && field.nullable));
+    }
+
+    #[test]
+    fn header_names_find_the_tables_columns() {
+        let existing = table(&[("id", "int64", false), ("Name", "text", true), ("extra", "text", true)]);
+        let mapped = map_columns(&head("NAME,id\nx,1\n"), None, Some(&existing)).unwrap();
+        assert_eq!(places(&mapped), [("Name".into(), 0), ("id".into(), 1)]);
+        assert!(!mapped.columns[1].nullable);
+        assert_eq!(mapped.columns[0].source, Some(ColumnSource::Header("NAME".into())));
+    }
+
+    #[test]
+    fn every_misfit_with_a_table_is_named_at_once() {
+        let existing = table(&[("id", "int64", false), ("a", "text", true)]);
+        let error = map_columns(&head("a,b,c\nx,y,z\n"), None, Some(&existing)).unwrap_err().to_string();
+        assert!(error.contains("'b', 'c'") && error.contains("requires 'id'"), "{error}");
+        let mut generated = existing.clone();
+        generated.columns[1].generated = true;
+        let error = map_columns(&head("a,id\nx,1\n"), None, Some(&generated)).unwrap_err().to_string();
+        assert!(error.contains("computes 'a'"), "{error}");
+    }
+
+    #[test]
+    fn names_that_differ_only_in_case_are_ambiguous() {
+        let existing = table(&[("a", "text", true), ("A", "text", true)]);
+        assert!(map_columns(&head("a,A\nx,y\n"), None, Some(&existing)).is_ok());
+        let existing = table(&[("ab", "text", true), ("AB", "text", true)]);
+        assert!(map_columns(&head("Ab,x\nx,y\n"), None, Some(&existing)).is_err());
+    }
+
+    #[test]
+    fn given_columns_are_the_schema_in_order() {
+        let text = "a,b,c\n1,2,3\n";
+        let given = [column("x", Some(ColumnSource::Header("c".into()))), column("y", Some(ColumnSource::Place(1)))];
+        assert_eq!(places(&map_columns(&head(text), Some(&given), None).unwrap()), [("x".into(), 2), ("y".into(), 0)]);
+        let by_place = [column("x", None), column("b", None)];
+        assert_eq!(
+            places(&map_columns(&head(text), Some(&by_place), None).unwrap()),
+            [("x".into(), 0), ("b".into(), 1)]
+        );
+    }
+
+    #[test]
+    fn given_columns_that_do_not_fit_are_refused() {
+        let text = "a,b,c\n1,2,3\n";
+        for (given, part) in [
+            (vec![column("b", None)], "at place 2"),
+            (vec![column("x", Some(ColumnSource::Header("d".into())))], "no 'd'"),
+            (vec![column("x", Some(ColumnSource::Place(4)))], "3 fields"),
+            (vec![column("w", None), column("x", None), column("y", None), column("z", None)], "3 fields"),
+        ] {
+            let error = map_columns(&head(text), Some(&given), None).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let existing = table(&[("a", "text", true)]);
+        let error = map_columns(&head(text), Some(&[column("x", None)]), Some(&existing)).unwrap_err().to_string();
+        assert!(error.contains("no column 'x'"), "{error}");
+    }
+
+    #[test]
+    fn the_columns_of_a_file_of_rejects_are_passed_over() {
+        let mapped = map_columns(&head("a,b,_row,_column,_reason\n1,2,3,b,invalid_value\n"), None, None).unwrap();
+        assert_eq!(places(&mapped), [("a".into(), 0), ("b".into(), 1)]);
+    }
+
+    #[test]
+    fn booleans_go_to_sqlites_integers() {
+        let mut existing = table(&[("a", "int64", true)]);
+        existing.columns[0].flexible = true;
+        let mapped = map_columns(&head("a\ntrue\n"), None, Some(&existing)).unwrap();
+        assert_eq!(mapped.fields[0].kind, ColumnType::Bool);
+    }
+}

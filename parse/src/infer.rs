@@ -1,0 +1,158 @@
+//! Types from cells. Prefers text over a type that would lose anything: leading zeros, digits, an offset.
+
+use longshore_domain::ColumnType;
+use longshore_domain::column::MAX_PRECISION;
+
+use crate::cell;
+
+/// What a `float64` holds for sure, in significant digits.
+const FLOAT_DIGITS: usize = 17;
+
+/// The narrowest type of one cell that is not null.
+#[must_use]
+pub fn type_of(text: &str) -> ColumnType {
+    if text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("false") {
+        return ColumnType::Bool;
+    }
+    match text.as_bytes() {
+        [b'-', b'0'..=b'9', ..] | [b'0'..=b'9', ..] => type_of_number_or_time(text),
+        [b'a'..=b'f' | b'A'..=b'F', ..] if is_uuid(text) => ColumnType::Uuid,
+        [b'.', b'0'..=b'9', ..] => type_of_number(text),
+        _ => ColumnType::Text,
+    }
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36 && cell::uuid(text).is_ok()
+}
+
+fn type_of_number_or_time(text: &str) -> ColumnType {
+    if cell::date(text).is_ok() && text.len() == 10 {
+        ColumnType::Date
+    } else if text.len() > 10 && cell::timestamp(text).is_ok() {
+        ColumnType::Timestamp
+    } else if text.len() > 10 && cell::timestamptz(text).is_ok() {
+        ColumnType::Timestamptz
+    } else if cell::time(text).is_ok() {
+        ColumnType::Time
+    } else if is_uuid(text) {
+        ColumnType::Uuid
+    } else {
+        type_of_number(text)
+    }
+}
+
+fn type_of_number(text: &str) -> ColumnType {
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (whole, rest) = unsigned.split_at(unsigned.bytes().take_while(u8::is_ascii_digit).count());
+    if whole.len() > 1 && whole.starts_with('0') {
+        return ColumnType::Text;
+    }
+    let fraction = rest.strip_prefix('.').unwrap_or_default();
+    let is_decimal = rest.is_empty() || (!fraction.is_empty() && fraction.bytes().all(|byte| byte.is_ascii_digit()));
+    if rest.is_empty() && cell::int64(text).is_ok() {
+        return ColumnType::Int64;
+    }
+    if is_decimal && whole.len() + fraction.len() <= usize::from(MAX_PRECISION) {
+        return ColumnType::Decimal { precision: MAX_PRECISION, scale: fraction.len() as u8 };
+    }
+    let has_exponent = rest.contains(['e', 'E']);
+    if has_exponent && cell::float64(text).is_ok() && cell::significant_digits(text) <= FLOAT_DIGITS {
+        return ColumnType::Float64;
+    }
+    ColumnType::Text
+}
+
+/// Whether a cell of an inferred `float64` column would lose digits.
+#[must_use]
+pub fn loses_digits(text: &str) -> bool {
+    cell::significant_digits(text) > FLOAT_DIGITS
+}
+
+/// The narrowest type that takes the cells of both.
+#[must_use]
+pub fn join_types(a: &ColumnType, b: &ColumnType) -> ColumnType {
+    use ColumnType::{Date, Decimal, Float64, Int32, Int64, Text, Timestamp};
+    match (a, b) {
+        (a, b) if a == b => a.clone(),
+        (Int32, Int64) | (Int64, Int32) => Int64,
+        (Int32 | Int64, Decimal { scale, .. }) | (Decimal { scale, .. }, Int32 | Int64) => {
+            Decimal { precision: MAX_PRECISION, scale: *scale }
+        }
+        (Decimal { scale: a, .. }, Decimal { scale: b, .. }) => Decimal { precision: MAX_PRECISION, scale: *a.max(b) },
+        (Int32 | Int64 | Decimal { .. }, Float64) | (Float64, Int32 | Int64 | Decimal { .. }) => Float64,
+        // A date alone reads as its midnight.
+        (Date, Timestamp) | (Timestamp, Date) => Timestamp,
+        _ => Text,
+    }
+}
+
+/// The type of a column from its cells: `None` stands for null. A column of nulls is text.
+#[must_use]
+pub fn infer<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> ColumnType {
+    let mut kind: Option<ColumnType> = None;
+    let (mut most_whole, mut most_digits) = (0, 0);
+    for text in cells.flatten() {
+        let next = type_of(text);
+        if matches!(next, ColumnType::Int64 | ColumnType::Decimal { .. }) {
+            let whole = text.bytes().skip_while(|byte| *byte == b'-').take_while(u8::is_ascii_digit).count();
+            most_whole = most_whole.max(whole);
+            most_digits = most_digits.max(cell::significant_digits(text));
+        }
+        kind = Some(match &kind {
+            Some(kind) => join_types(kind, &next),
+            None => next,
+        });
+        if kind == Some(ColumnType::Text) {
+            break;
+        }
+    }
+    match kind {
+        Some(ColumnType::Decimal { scale, .. }) if most_whole + usize::from(scale) > usize::from(MAX_PRECISION) => {
+            ColumnType::Text
+        }
+        Some(ColumnType::Float64) if most_digits > FLOAT_DIGITS => ColumnType::Text,
+        Some(kind) => kind,
+        None => ColumnType::Text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(cells: &[&str]) -> String {
+        infer(cells.iter().map(|cell| (!cell.is_empty()).then_some(*cell))).to_string()
+    }
+
+    #[test]
+    fn columns_take_the_narrowest_type_that_loses_nothing() {
+        for (cells, kind) in [
+            (&["1", "-2", ""][..], "int64"),
+            (&["00123"], "text"),
+            (&["+5"], "text"),
+            (&["1", "2.50"], "decimal(38,2)"),
+            (&["0.1", "10.123"], "decimal(38,3)"),
+            (&["9223372036854775808"], "decimal(38,0)"),
+            (&["1", "2.5", "1e-5"], "float64"),
+            (&["1e5", "12345678901234567890"], "text"),
+            (&["1", "x"], "text"),
+            (&["true", "FALSE"], "bool"),
+            (&["true", "1"], "text"),
+            (&["2013-01-01", "2013-01-02"], "date"),
+            (&["2013-01-01", "2013-01-02 10:00"], "timestamp"),
+            (&["2013-01-01T10:00:00Z"], "timestamptz"),
+            (&["2013-01-01T10:00:00", "2013-01-01T10:00:00Z"], "text"),
+            (&["10:00", "11:00:01.5"], "time"),
+            (&["67e55044-10b1-426f-9247-bb680e5fe0c8", "a7e55044-10b1-426f-9247-bb680e5fe0c8"], "uuid"),
+            (&["", ""], "text"),
+            (&["nan", "1.5"], "text"),
+            (&["1.5.2"], "text"),
+            (&["{\"a\":1}"], "text"),
+        ] {
+            assert_eq!(of(cells), kind, "{cells:?}");
+        }
+        let (long, scaled) = ("1".repeat(30), format!("0.{}", "1".repeat(20)));
+        assert_eq!(of(&[&long, &scaled]), "text", "no decimal holds both");
+    }
+}

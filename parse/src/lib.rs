@@ -1,0 +1,39 @@
+//! Bytes in, typed rows and rejects out. Pure and synchronous: no I/O, no clock, no async.
+//!
+//! ```text
+//! sample ─ head ─ columns ──────────────► LoadPlan          (once an import)
+//! stream ─ planner ─────────────────────► chunks            (once an import, block by block)
+//! chunk's bytes ─ record ─ decode ──────► batches, rejects  (each chunk)
+//!                    └───── fast (polars) ─┘
+//! rejects ─ rejects_csv ────────────────► a file to mend
+//! ```
+//!
+//! - [`dialect`], `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
+//! - [`head`], [`infer`], [`columns`]: what a file is, and which field becomes which column.
+//! - [`cell`], [`decode`]: from text to values.
+//! - [`chunk`], `fast`: a chunk's bytes to [`batch`]es and rejects.
+//! - [`rejects_csv`]: rejects as a file.
+
+pub mod batch;
+mod boundary;
+pub mod cell;
+pub mod chunk;
+pub mod columns;
+pub mod decode;
+pub mod dialect;
+pub mod error;
+pub mod head;
+pub mod infer;
+pub mod planner;
+pub mod record;
+pub mod rejects_csv;
+
+pub use batch::{Batch, ParsedChunk, RowNumbers, Values, Widening};
+pub use chunk::{ChunkInput, Readers, find_records, oversized_reject, parse_chunk, parse_chunk_with};
+pub use columns::{Mapped, map_columns};
+pub use dialect::Dialect;
+pub use error::{FormatError, FormatErrorKind};
+pub use head::{Head, read_head};
+pub use infer::join_types;
+pub use planner::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
+pub use rejects_csv::RejectsCsv;

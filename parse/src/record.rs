@@ -1,0 +1,368 @@
+//! The exact reader: one record at a time, field by field, from bytes in memory that begin with a record. The rules are those
+//! of [`crate::boundary`]; a property test holds the two together.
+
+use memchr::memchr;
+
+use crate::dialect::Dialect;
+
+/// A field of a record: its bytes without the quotes around it, relative to a base that the caller chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    start: u32,
+    len_and_flags: u32,
+}
+
+const QUOTED: u32 = 1 << 31;
+const ESCAPED: u32 = 1 << 30;
+const LEN: u32 = ESCAPED - 1;
+
+/// A base may lie at most this many bytes before a field's end.
+pub const MAX_SPAN: usize = LEN as usize;
+
+impl Field {
+    /// A field that a padded record does not have: null.
+    pub const MISSING: Self = Self { start: u32::MAX, len_and_flags: 0 };
+
+    #[inline]
+    fn new(start: usize, end: usize, quoted: bool, escaped: bool) -> Self {
+        let flags = if quoted { QUOTED } else { 0 } | if escaped { ESCAPED } else { 0 };
+        // Callers keep the base within `MAX_SPAN` of every field.
+        Self { start: start as u32, len_and_flags: ((end - start) as u32 & LEN) | flags }
+    }
+
+    /// Whether it is [`Self::MISSING`].
+    #[must_use]
+    #[inline]
+    pub fn is_missing(self) -> bool {
+        self.start == u32::MAX
+    }
+
+    /// Whether it stands in quotes, and so is never null.
+    #[must_use]
+    #[inline]
+    pub fn is_quoted(self) -> bool {
+        self.len_and_flags & QUOTED != 0
+    }
+
+    /// Whether it holds doubled or escaped bytes that [`unescape`] has to resolve.
+    #[must_use]
+    #[inline]
+    pub fn is_escaped(self) -> bool {
+        self.len_and_flags & ESCAPED != 0
+    }
+
+    /// Its place behind the base.
+    #[must_use]
+    #[inline]
+    pub fn range(self) -> std::ops::Range<usize> {
+        let start = self.start as usize;
+        start..start + (self.len_and_flags & LEN) as usize
+    }
+}
+
+/// What is wrong with a record's quotes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuoteFault {
+    /// A quoted field never ends.
+    Unclosed,
+    /// Text stands behind a closing quote.
+    TextBehindQuote,
+}
+
+/// A record that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RawRecord {
+    /// Its first byte.
+    pub start: usize,
+    /// One past its last byte, without the line end.
+    pub end: usize,
+    /// Where the next line begins.
+    pub next: usize,
+    /// Line feeds from `start` to `next`.
+    pub lines: u64,
+    /// What is wrong with its quotes, and the field (from 0) where it began.
+    pub fault: Option<(QuoteFault, usize)>,
+}
+
+/// What stands at a record's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// A record; its fields were pushed.
+    Record(RawRecord),
+    /// An empty line or a comment; the next line begins there.
+    Skipped(usize),
+    /// Nothing more.
+    End,
+}
+
+/// Reads what begins at `at`, pushing fields with offsets relative to `base` onto `fields`.
+#[inline]
+pub fn read_record(dialect: &Dialect, bytes: &[u8], at: usize, base: usize, fields: &mut Vec<Field>) -> Next {
+    let rest = &bytes[at..];
+    if rest.is_empty() {
+        return Next::End;
+    }
+    if let Some(comment) = &dialect.comment
+        && rest.starts_with(comment)
+    {
+        return Next::Skipped(memchr(b'\n', rest).map_or(bytes.len(), |end| at + end + 1));
+    }
+    if dialect.width != 1 {
+        if rest[0] == b'\n' {
+            return Next::Skipped(at + 1);
+        }
+        if rest.starts_with(b"\r\n") {
+            return Next::Skipped(at + 2);
+        }
+    }
+    Next::Record(Reader { dialect, bytes, base, fields, lines: 0, fault: None, pushed: 0 }.read(at))
+}
+
+struct Reader<'a> {
+    dialect: &'a Dialect,
+    bytes: &'a [u8],
+    base: usize,
+    fields: &'a mut Vec<Field>,
+    lines: u64,
+    fault: Option<(QuoteFault, usize)>,
+    pushed: usize,
+}
+
+/// How a field ended.
+enum FieldEnd {
+    /// With a delimiter; the next field begins there.
+    Delimiter(usize),
+    /// With a line feed at that place, or the end of the bytes.
+    Record(usize),
+}
+
+impl Reader<'_> {
+    fn read(mut self, start: usize) -> RawRecord {
+        let mut at = start;
+        loop {
+            let quoted = self.bytes.get(at).is_some_and(|byte| Some(*byte) == self.dialect.quote);
+            let end = if quoted { self.quoted(at) } else { self.unquoted(at, at) };
+            match end {
+                FieldEnd::Delimiter(next) => at = next,
+                FieldEnd::Record(end) => {
+                    let ended = end < self.bytes.len();
+                    let returned = ended && end > start && self.bytes[end - 1] == b'\r';
+                    return RawRecord {
+                        start,
+                        end: end - usize::from(returned),
+                        next: end + usize::from(ended),
+                        lines: self.lines + u64::from(ended),
+                        fault: self.fault,
+                    };
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, start: usize, end: usize, quoted: bool, escaped: bool) {
+        self.fields.push(Field::new(start - self.base, end - self.base, quoted, escaped));
+        self.pushed += 1;
+    }
+
+    /// A field from `start` whose unquoted part goes on at `at`, and the unquoted fields behind it.
+    #[inline]
+    fn unquoted(&mut self, start: usize, at: usize) -> FieldEnd {
+        let bytes = self.bytes;
+        let delimiter = self.dialect.delimiter;
+        let (mut start, mut at) = (start, at);
+        // Fields are short: looking at eight bytes at once beats a search for each.
+        while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+            let word = u64::from_le_bytes(*word);
+            let mut found = bytes_equal(word, delimiter) | bytes_equal(word, b'\n');
+            while found != 0 {
+                let end = at + found.trailing_zeros() as usize / 8;
+                found &= found - 1;
+                if bytes[end] == b'\n' {
+                    return self.end_record(start, end);
+                }
+                self.push(start, end, false, false);
+                start = end + 1;
+                if self.dialect.quote.is_some() && bytes.get(start).copied() == self.dialect.quote {
+                    return FieldEnd::Delimiter(start);
+                }
+            }
+            at += 8;
+        }
+        let found = bytes[at..].iter().position(|byte| *byte == delimiter || *byte == b'\n');
+        let end = found.map_or(bytes.len(), |found| at + found);
+        if end < bytes.len() && bytes[end] == delimiter {
+            self.push(start, end, false, false);
+            return FieldEnd::Delimiter(end + 1);
+        }
+        self.end_record(start, end)
+    }
+
+    /// The record's last field, unquoted.
+    #[inline]
+    fn end_record(&mut self, start: usize, end: usize) -> FieldEnd {
+        let returned = end < self.bytes.len() && end > start && self.bytes[end - 1] == b'\r';
+        self.push(start, end - usize::from(returned), false, false);
+        FieldEnd::Record(end)
+    }
+
+    /// A field whose opening quote is at `open`.
+    fn quoted(&mut self, open: usize) -> FieldEnd {
+        let quote = self.bytes[open];
+        let mut escaped = false;
+        let mut at = open + 1;
+        let close = loop {
+            let Some(&byte) = self.bytes.get(at) else {
+                self.fault = self.fault.or(Some((QuoteFault::Unclosed, self.pushed)));
+                self.push(open + 1, self.bytes.len(), true, escaped);
+                return FieldEnd::Record(self.bytes.len());
+            };
+            let next = self.bytes.get(at + 1).copied();
+            let takes_next = match self.dialect.escape {
+                Some(escape) => byte == escape && next.is_some() && (next == Some(quote) || next == Some(escape)),
+                None => byte == quote && next == Some(quote),
+            };
+            if takes_next {
+                escaped = true;
+                at += 2;
+            } else if byte == quote {
+                break at;
+            } else {
+                self.lines += u64::from(byte == b'\n');
+                at += 1;
+            }
+        };
+        match &self.bytes[close + 1..] {
+            [] => {
+                self.push(open + 1, close, true, escaped);
+                FieldEnd::Record(close + 1)
+            }
+            [b'\n', ..] => {
+                self.push(open + 1, close, true, escaped);
+                FieldEnd::Record(close + 1)
+            }
+            [b'\r', b'\n', ..] => {
+                self.push(open + 1, close, true, escaped);
+                FieldEnd::Record(close + 2)
+            }
+            [byte, ..] if *byte == self.dialect.delimiter => {
+                self.push(open + 1, close, true, escaped);
+                FieldEnd::Delimiter(close + 2)
+            }
+            _ => {
+                self.fault = self.fault.or(Some((QuoteFault::TextBehindQuote, self.pushed)));
+                self.unquoted(open, close + 1)
+            }
+        }
+    }
+}
+
+/// The highest bit of each byte of `word` that equals `byte`, and no other bit.
+#[inline]
+fn bytes_equal(word: u64, byte: u8) -> u64 {
+    const LOW: u64 = 0x7F7F_7F7F_7F7F_7F7F;
+    let differing = word ^ (u64::from(byte) * 0x0101_0101_0101_0101);
+    // The addition carries into a byte's highest bit where any lower bit is set, and never into the next byte.
+    !(((differing & LOW) + LOW) | differing | LOW)
+}
+
+/// Resolves doubled quotes or escapes of a quoted field. An escape before anything but a quote or an escape is data.
+pub fn unescape(dialect: &Dialect, raw: &[u8], out: &mut Vec<u8>) {
+    out.clear();
+    let quote = dialect.quote.unwrap_or(b'"');
+    let special = dialect.escape.unwrap_or(quote);
+    let mut rest = raw;
+    while let Some(found) = memchr(special, rest) {
+        out.extend_from_slice(&rest[..found]);
+        match rest.get(found + 1) {
+            Some(byte) if *byte == quote || *byte == special => {
+                out.push(*byte);
+                rest = &rest[found + 2..];
+            }
+            _ => {
+                out.push(special);
+                rest = &rest[found + 1..];
+            }
+        }
+    }
+    out.extend_from_slice(rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use longshore_domain::Format;
+
+    fn dialect(width: usize) -> Dialect {
+        Dialect::new(&Format::default(), width).unwrap()
+    }
+
+    fn cells(dialect: &Dialect, text: &str) -> (Vec<(String, bool)>, RawRecord) {
+        let mut fields = Vec::new();
+        let Next::Record(record) = read_record(dialect, text.as_bytes(), 0, 0, &mut fields) else {
+            panic!("no record in {text:?}");
+        };
+        let mut scratch = Vec::new();
+        let cells = fields.iter().map(|field| {
+            let raw = &text.as_bytes()[field.range()];
+            let cell = if field.is_escaped() {
+                unescape(dialect, raw, &mut scratch);
+                scratch.clone()
+            } else {
+                raw.to_vec()
+            };
+            (String::from_utf8(cell).unwrap(), field.is_quoted())
+        });
+        (cells.collect(), record)
+    }
+
+    #[test]
+    fn fields_are_read_as_rfc_4180_says() {
+        let dialect = dialect(3);
+        for (text, expected) in [
+            ("a,b,c\n", vec![("a", false), ("b", false), ("c", false)]),
+            ("a,b,c\r\nx", vec![("a", false), ("b", false), ("c", false)]),
+            ("a,,", vec![("a", false), ("", false), ("", false)]),
+            ("\"a,\n\"\"b\"\"\",\"\",c", vec![("a,\n\"b\"", true), ("", true), ("c", false)]),
+            ("5\" pipe,a\"b,\"c\"\r\n", vec![("5\" pipe", false), ("a\"b", false), ("c", true)]),
+            ("a\rb,c,d\n", vec![("a\rb", false), ("c", false), ("d", false)]),
+        ] {
+            let (cells, record) = cells(&dialect, text);
+            let expected: Vec<_> = expected.into_iter().map(|(cell, quoted)| (cell.to_owned(), quoted)).collect();
+            assert_eq!(cells, expected, "{text:?}");
+            assert_eq!(record.fault, None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn faults_of_quotes_are_named_and_the_record_still_ends() {
+        let dialect = dialect(3);
+        let (_, record) = cells(&dialect, "a,\"b\"x,c\nnext");
+        assert_eq!(record.fault, Some((QuoteFault::TextBehindQuote, 1)));
+        assert_eq!((record.end, record.next), (8, 9));
+        let (_, record) = cells(&dialect, "a,\"b\nc,d\n");
+        assert_eq!(record.fault, Some((QuoteFault::Unclosed, 1)));
+        assert_eq!((record.end, record.lines), (9, 2));
+    }
+
+    #[test]
+    fn an_escape_takes_a_quote_or_itself_and_is_data_elsewhere() {
+        let format = Format { escape: "\\".into(), ..Format::default() };
+        let dialect = Dialect::new(&format, 2).unwrap();
+        let (cells, record) = cells(&dialect, "\"a\\\"b\\\\c\\n\",d\n");
+        assert_eq!(cells, [("a\"b\\c\\n".to_owned(), true), ("d".to_owned(), false)]);
+        assert_eq!(record.fault, None);
+    }
+
+    #[test]
+    fn empty_lines_and_comments_are_no_records() {
+        let mut comment = dialect(2);
+        comment.comment = Some(b"#".to_vec());
+        let mut fields = Vec::new();
+        assert_eq!(read_record(&comment, b"# a\nb", 0, 0, &mut fields), Next::Skipped(4));
+        assert_eq!(read_record(&comment, b"\r\nb", 0, 0, &mut fields), Next::Skipped(2));
+        assert_eq!(read_record(&comment, b"", 0, 0, &mut fields), Next::End);
+        let (cells, _) = cells(&dialect(1), "\r\n");
+        assert_eq!(cells, [(String::new(), false)], "in a file of one column it is an empty field");
+    }
+}

@@ -1,0 +1,112 @@
+//! The file of rejects: the original columns, byte for byte, with `_row`, `_column` and `_reason` behind them. Mended, it
+//! imports again as it is. Called by the API, reject by reject.
+
+use longshore_domain::{LoadPlan, Reject};
+
+use crate::chunk::dialect_of;
+use crate::columns::REJECT_COLUMNS;
+use crate::dialect::Dialect;
+use crate::record::{Field, Next, read_record};
+
+/// Writes the file of rejects of one import.
+#[derive(Debug)]
+pub struct RejectsCsv {
+    dialect: Dialect,
+    header: Vec<String>,
+}
+
+impl RejectsCsv {
+    /// A writer in the file's own dialect.
+    #[must_use]
+    pub fn new(plan: &LoadPlan) -> Self {
+        let mut header = plan.header.clone();
+        let last = header.len().saturating_sub(REJECT_COLUMNS.len());
+        // Rejects of a file of rejects do not carry the columns twice.
+        if header[last..] == REJECT_COLUMNS {
+            header.truncate(last);
+        }
+        Self { dialect: dialect_of(plan), header }
+    }
+
+    /// The header line.
+    #[must_use]
+    pub fn header(&self) -> Vec<u8> {
+        let names = self.header.iter().map(String::as_str).chain(REJECT_COLUMNS);
+        self.line(names.map(|name| self.quoted(name.as_bytes(), false)))
+    }
+
+    /// The line of one reject.
+    #[must_use]
+    pub fn line_of(&self, reject: &Reject) -> Vec<u8> {
+        let mut cells = self.raw_cells(&reject.record);
+        let width = self.header.len();
+        let extra = cells.split_off(cells.len().min(width));
+        // The columns of a file of rejects that is imported again are replaced by this import's.
+        let extra: Vec<Vec<u8>> = match reject.reason {
+            longshore_domain::RejectReason::ExtraField => extra,
+            _ => Vec::new(),
+        };
+        cells.resize(width, Vec::new());
+        cells.push(reject.row.to_string().into_bytes());
+        cells.push(self.quoted(reject.column.as_deref().unwrap_or_default().as_bytes(), false));
+        cells.push(reject.reason.as_str().as_bytes().to_vec());
+        cells.extend(extra);
+        self.line(cells.into_iter())
+    }
+
+    /// The record's cells as they stand in the file, with their quotes. A cell whose quotes would break the new file is
+    /// quoted anew.
+    fn raw_cells(&self, record: &[u8]) -> Vec<Vec<u8>> {
+        let mut fields: Vec<Field> = Vec::new();
+        // One record, whatever it looks like: an empty line is an empty cell.
+        let dialect = Dialect { width: 1, comment: None, ..self.dialect.clone() };
+        let Next::Record(_) = read_record(&dialect, record, 0, 0, &mut fields) else {
+            return Vec::new();
+        };
+        fields
+            .iter()
+            .map(|field| {
+                let range = field.range();
+                let unclosed = field.is_quoted() && range.end == record.len();
+                if unclosed {
+                    return self.quoted(&record[range], true);
+                }
+                // The quotes stand around the range.
+                let raw = if field.is_quoted() { range.start - 1..range.end + 1 } else { range };
+                record[raw].to_vec()
+            })
+            .collect()
+    }
+
+    /// A cell of ours, in quotes where it needs them.
+    fn quoted(&self, cell: &[u8], always: bool) -> Vec<u8> {
+        let Some(quote) = self.dialect.quote else { return cell.to_vec() };
+        let special = |byte: &u8| *byte == self.dialect.delimiter || *byte == quote || matches!(*byte, b'\n' | b'\r');
+        let comment = self.dialect.comment.as_ref().is_some_and(|comment| cell.starts_with(comment));
+        if !always && !comment && !cell.iter().any(special) {
+            return cell.to_vec();
+        }
+        let escape = self.dialect.escape.unwrap_or(quote);
+        let mut out = vec![quote];
+        for byte in cell {
+            if *byte == quote || *byte == escape {
+                out.push(escape);
+            }
+            out.push(*byte);
+        }
+        out.push(quote);
+        out
+    }
+
+    fn line(&self, cells: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+        let mut line = Vec::new();
+        for (place, cell) in cells.enumerate() {
+            if place > 0 {
+                line.push(self.dialect.delimiter);
+            }
+            line.extend(cell);
+        }
+        line.push(b'\n');
+        line
+    }
+}
