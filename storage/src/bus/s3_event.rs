@@ -1,0 +1,133 @@
+//! Storage events as S3 servers write them (JSON with `Records`), and as we write our own.
+//!
+//! Pure. MinIO, versitygw and AWS agree on what is read here: the event's name, the bucket, and the key, encoded as in a
+//! form (`+` is a space).
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::StorageEvent;
+
+/// What stays as it is in an encoded key.
+const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+#[derive(Deserialize)]
+struct Message {
+    #[serde(rename = "Records", default)]
+    records: Option<Vec<Record>>,
+}
+
+#[derive(Deserialize)]
+struct Record {
+    #[serde(rename = "eventName")]
+    event_name: String,
+    s3: S3,
+}
+
+#[derive(Deserialize)]
+struct S3 {
+    bucket: Bucket,
+    object: Object,
+}
+
+#[derive(Deserialize)]
+struct Bucket {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    key: String,
+}
+
+/// The arrivals that a message tells of: none where it tells of something else.
+///
+/// # Errors
+///
+/// Says what is wrong with a message that is none of an S3 server's.
+pub(super) fn read(body: &[u8]) -> Result<Vec<StorageEvent>, String> {
+    let value: Value = serde_json::from_slice(body).map_err(|error| format!("no JSON: {error}"))?;
+    if value.get("Event").and_then(Value::as_str) == Some("s3:TestEvent") {
+        return Ok(Vec::new());
+    }
+    let message = Message::deserialize(value).map_err(|error| format!("no S3 event: {error}"))?;
+    let records = message.records.ok_or("no S3 event: there are no Records")?;
+    let arrivals = records.into_iter().filter(|record| {
+        record.event_name.strip_prefix("s3:").unwrap_or(&record.event_name).starts_with("ObjectCreated:")
+    });
+    arrivals
+        .map(|record| {
+            let spaced = record.s3.object.key.replace('+', " ");
+            let key = percent_decode_str(&spaced).decode_utf8().map_err(|_| "the key is no UTF-8")?.into_owned();
+            Ok(StorageEvent { bucket: record.s3.bucket.name, key })
+        })
+        .collect()
+}
+
+/// Our own event.
+pub(super) fn write(event: &StorageEvent) -> Vec<u8> {
+    let key = utf8_percent_encode(&event.key, KEPT).to_string();
+    json!({
+        "EventName": "s3:ObjectCreated:Put",
+        "Key": format!("{}/{}", event.bucket, event.key),
+        "Records": [{
+            "eventVersion": "2.0",
+            "eventSource": "longshore:s3",
+            "eventName": "s3:ObjectCreated:Put",
+            "s3": {"s3SchemaVersion": "1.0", "bucket": {"name": event.bucket}, "object": {"key": key}},
+        }],
+    })
+    .to_string()
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(key: &str) -> StorageEvent {
+        StorageEvent { bucket: "imports".into(), key: key.into() }
+    }
+
+    #[test]
+    fn reads_what_minio_sends() {
+        let body = br#"{"EventName":"s3:ObjectCreated:Put","Key":"imports/imports/1/b c+d.csv","Records":[{"eventVersion":"2.0",
+            "eventSource":"minio:s3","awsRegion":"","eventTime":"2026-11-01T00:00:00.000Z","eventName":"s3:ObjectCreated:Put",
+            "userIdentity":{"principalId":"x"},"requestParameters":{},"responseElements":{},
+            "s3":{"s3SchemaVersion":"1.0","configurationId":"Config","bucket":{"name":"imports","ownerIdentity":{"principalId":"x"},
+            "arn":"arn:aws:s3:::imports"},"object":{"key":"imports%2F1%2Fb+c%2Bd.csv","size":3,"eTag":"ab","contentType":"text/csv",
+            "sequencer":"17"}},"source":{"host":"","port":"","userAgent":""}}]}"#;
+        assert_eq!(read(body), Ok(vec![event("imports/1/b c+d.csv")]));
+    }
+
+    #[test]
+    fn reads_every_arrival_and_nothing_else() {
+        let record = |name: &str, key: &str| json!({"eventName": name, "s3": {"bucket": {"name": "imports"}, "object": {"key": key, "eTag": "\"ab\""}}});
+        let body = json!({"Records": [
+            record("s3:ObjectCreated:Put", "a"),
+            record("s3:ObjectRemoved:Delete", "b"),
+            record("ObjectCreated:CompleteMultipartUpload", "c"),
+        ]});
+        assert_eq!(read(body.to_string().as_bytes()), Ok(vec![event("a"), event("c")]));
+    }
+
+    #[test]
+    fn reads_what_it_writes() {
+        for key in ["imports/1/a.csv", "a b+c&d=%25.csv", "ü/日本.csv", "\"quoted\""] {
+            assert_eq!(read(&write(&event(key))), Ok(vec![event(key)]), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_test_event_is_nothing_and_foreign_shapes_are_errors() {
+        assert_eq!(read(br#"{"Service":"Amazon S3","Event":"s3:TestEvent"}"#), Ok(Vec::new()));
+        for body in
+            [&b"\xff\x00"[..], b"", b"null", b"[]", b"{}", br#"{"Records":[{"eventName":"x"}]}"#, br#"{"Records":7}"#]
+        {
+            assert!(read(body).is_err(), "{body:?}");
+        }
+        let not_utf8 = br#"{"Records":[{"eventName":"s3:ObjectCreated:Put","s3":{"bucket":{"name":"b"},"object":{"key":"%ff"}}}]}"#;
+        assert!(read(not_utf8).is_err());
+    }
+}

@@ -1,0 +1,164 @@
+//! The control database: imports, plans, leases, chunks and status, through sea-orm, on SQLite and PostgreSQL alike.
+//!
+//! Called by the API (create, read, complete) and the actors (everything else). Every change of an import is one
+//! compare-and-set: on its state, and on its epoch where an owner makes it. Leases and claims are compared with the
+//! database's own clock (invariant 11).
+
+mod chunks;
+mod entity;
+mod imports;
+mod lease;
+mod schema;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeZone, Utc};
+use sea_orm::sea_query::{Expr, SimpleExpr};
+use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DbErr, Statement, TransactionTrait};
+use sea_orm_migration::MigratorTrait;
+
+use crate::destination::gate::WriteGate;
+
+pub use chunks::{ChunkClaim, ChunkRecord, NewChunk, OpenChunk};
+pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};
+pub use lease::Change;
+
+/// How long an import's lease or a chunk's claim lasts without a renewal.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// How often a holder renews. Three tries fit into a lease.
+pub const RENEW_EVERY: Duration = Duration::from_secs(3);
+
+/// `longs` in ASCII: the advisory lock under which nodes migrate one after the other.
+const MIGRATION_LOCK: i64 = 0x6c_6f6e_6773;
+
+/// Why the control database did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// It is away or overloaded: try again.
+    #[error("the control database is away: {reason}")]
+    Unavailable {
+        /// What was seen, without credentials.
+        reason: String,
+    },
+    /// It holds something that this version cannot read.
+    #[error("the control database holds what cannot be read: {reason}")]
+    Corrupt {
+        /// What.
+        reason: String,
+    },
+}
+
+impl From<DbErr> for DatabaseError {
+    fn from(error: DbErr) -> Self {
+        Self::Unavailable { reason: error.to_string() }
+    }
+}
+
+impl DatabaseError {
+    fn corrupt(what: &str, error: impl std::fmt::Display) -> Self {
+        Self::Corrupt { reason: format!("{what}: {error}") }
+    }
+}
+
+/// The control database. Cheap to clone.
+#[derive(Clone)]
+pub struct Database {
+    connection: DatabaseConnection,
+    /// The turnstile before SQLite's one writer, where the destination shares the file.
+    gate: Option<Arc<WriteGate>>,
+}
+
+impl Database {
+    /// Connects to `sqlite://…` or `postgres://…`; answers only once the database does.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Unavailable`] where it does not answer.
+    pub async fn connect(url: &str, gate: Option<Arc<WriteGate>>) -> Result<Self, DatabaseError> {
+        let mut options = ConnectOptions::new(url.to_owned());
+        options
+            .max_connections(if url.starts_with("sqlite") { 4 } else { 8 })
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_timeout(Duration::from_secs(5))
+            .sqlx_logging(false)
+            .map_sqlx_sqlite_opts(|options| {
+                use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+                options
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .synchronous(SqliteSynchronous::Full)
+                    .busy_timeout(Duration::from_secs(30))
+                    .foreign_keys(true)
+            })
+            .map_sqlx_postgres_opts(|options| {
+                options.application_name("longshore").options([
+                    ("statement_timeout", "30s"),
+                    ("lock_timeout", "10s"),
+                    ("idle_in_transaction_session_timeout", "30s"),
+                    ("tcp_keepalives_idle", "10"),
+                    ("tcp_keepalives_interval", "5"),
+                    ("tcp_keepalives_count", "3"),
+                    ("timezone", "UTC"),
+                ])
+            });
+        let connection = sea_orm::Database::connect(options).await?;
+        Ok(Self { connection, gate })
+    }
+
+    /// Makes the control tables where they are missing; one node after the other.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Unavailable`] where it does not answer or refuses.
+    pub async fn migrate(&self) -> Result<(), DatabaseError> {
+        let _turn = self.turn().await;
+        let transaction = self.connection.begin().await?;
+        if self.backend() == DatabaseBackend::Postgres {
+            let lock = format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
+            transaction.execute_raw(Statement::from_string(self.backend(), lock)).await?;
+        }
+        schema::Migrator::up(&transaction, None).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Whether it answers, for `/readyz`.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Unavailable`] where it does not.
+    pub async fn check(&self) -> Result<(), DatabaseError> {
+        self.connection.execute_raw(Statement::from_string(self.backend(), "SELECT 1")).await?;
+        Ok(())
+    }
+
+    fn backend(&self) -> DatabaseBackend {
+        self.connection.get_database_backend()
+    }
+
+    /// The database's clock, in milliseconds since 1970.
+    fn now_ms(&self) -> SimpleExpr {
+        Expr::cust(match self.backend() {
+            DatabaseBackend::Postgres => "(extract(epoch from clock_timestamp()) * 1000)::bigint",
+            _ => "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)",
+        })
+    }
+
+    /// A turn before SQLite's one writer; control writes come before chunks.
+    async fn turn(&self) -> Option<crate::destination::gate::WriteTurn> {
+        match &self.gate {
+            Some(gate) => Some(gate.control().await),
+            None => None,
+        }
+    }
+}
+
+fn time(ms: i64) -> DateTime<Utc> {
+    Utc.timestamp_millis_opt(ms).single().unwrap_or_default()
+}
+
+fn unsigned(number: i64) -> u64 {
+    number.max(0).unsigned_abs()
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,192 @@
+//! Destinations: where rows go, with staging, the fence, the ledger and the rejects beside them.
+//!
+//! `docs/protocol.md` is the text to this; `longshore_domain::protocol` its pure form. The service's own tables are
+//! `longshore_fences` (one row an import: epoch, attempt, open or how it was closed), `longshore_ledger` (one row a committed
+//! chunk) and `longshore_rejects`. Staging tables are `longshore_staging_<import id>_<attempt>` in the destination's schema.
+
+mod cells;
+pub mod encode;
+pub mod gate;
+pub mod postgres;
+mod shape;
+mod sql;
+pub mod sqlite;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use longshore_domain::{
+    Attempt, ChunkIndex, Epoch, ImportId, LineNumber, LoadPlan, OnError, Problem, Reject, RowNumber, TableDescription,
+    TableName, Tally,
+};
+use longshore_parse::ParsedChunk;
+
+/// Who speaks: the owner of an import, or a worker on its behalf. The destination refuses a stale epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    /// The import.
+    pub import: ImportId,
+    /// Its attempt.
+    pub attempt: Attempt,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+}
+
+/// How an import stands in the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceState {
+    /// Chunks may commit.
+    Open,
+    /// Its rows are in the destination: the marker that `succeeded` is read from.
+    Published(Published),
+    /// Nothing of it is or will be in the destination.
+    Aborted,
+}
+
+/// What a publish did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// Rows that this import added to the destination.
+    pub rows_loaded: u64,
+    /// Rows that it rejected, those that the destination refused included.
+    pub rows_rejected: u64,
+}
+
+/// What became of a chunk's transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// It is committed: by this call, or by an earlier one whose ledger row was found. `bytes` and `chunks` are not counted
+    /// here.
+    Committed(Tally),
+    /// The fence refused: another epoch, another attempt, or closed. Nothing was written.
+    Fenced,
+}
+
+/// What became of a publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishOutcome {
+    /// Done, by this call or an earlier one.
+    Published(Published),
+    /// The fence refused. Nothing was moved.
+    Fenced,
+    /// A new table was planned, and meanwhile another import made it: plan again, as a new attempt.
+    TableAppeared,
+    /// The import cannot be published, and never can: too many refused rows, counts that do not add up, a destination that
+    /// does not fit. Nothing was moved; the owner aborts with it.
+    Refused(Problem),
+}
+
+/// A committed chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerRow {
+    /// Which.
+    pub chunk: ChunkIndex,
+    /// Data records in it, rejected ones included.
+    pub rows: u64,
+    /// Of these, rejected.
+    pub rejected: u64,
+}
+
+/// What the owner found planned, to be checked against the ledger in the publish's transaction (invariant 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// Chunks that tile the object.
+    pub chunks: u64,
+    /// Data records in them.
+    pub rows: u64,
+}
+
+/// Why the destination did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum DestinationError {
+    /// It is away, overloaded, or a lock was not to be had: try again. Whether a COMMIT took effect is looked up.
+    #[error("the destination is away: {reason}")]
+    Unavailable {
+        /// What was seen, without credentials.
+        reason: String,
+    },
+    /// Trying again will not change it: the request or the destination's schema is at fault.
+    #[error("{0}")]
+    Refused(Problem),
+    /// Staged work is gone (a crash emptied it, somebody dropped it): a new attempt is needed.
+    #[error("staged work is gone: {reason}")]
+    StagingLost {
+        /// What was seen.
+        reason: String,
+    },
+}
+
+/// Finds the raw records of rows that the destination refused, in the object.
+#[async_trait]
+pub trait RecordLookup: Send + Sync {
+    /// The records, in any order; one that cannot be found may be missing.
+    async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError>;
+}
+
+/// A destination. One conformance suite: `tests/destination.rs`. Every method may run twice without harm.
+#[async_trait]
+pub trait Destination: Send + Sync {
+    /// Makes the service's own tables where they are missing. Two nodes may do so at the same moment.
+    async fn prepare(&self) -> Result<(), DestinationError>;
+
+    /// Whether it answers, for `/readyz`.
+    async fn check(&self) -> Result<(), DestinationError>;
+
+    /// The table as it stands; `None` where there is none. A view, or a name that the database cannot have, is
+    /// [`DestinationError::Refused`].
+    async fn describe(&self, table: &TableName) -> Result<Option<TableDescription>, DestinationError>;
+
+    /// A new owner's first step: ends the sessions of older epochs, raises the fence to the ticket's epoch and attempt, and
+    /// says how the import stands here. An older epoch than the fence's is refused by answering `None`. A closed fence
+    /// (`Published`) stays closed; `Aborted` opens again only for a higher attempt.
+    async fn raise_fence(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError>;
+
+    /// Makes this attempt's staging table where it is missing, drops those of other attempts with their ledger rows and
+    /// rejects, and lets the database check that staged rows could be inserted into an existing table (types, names,
+    /// rights). Returns false where the fence refuses. [`DestinationError::StagingLost`]: the ledger has rows of this
+    /// attempt, but the staging table is gone.
+    async fn prepare_staging(&self, ticket: Ticket, plan: &LoadPlan) -> Result<bool, DestinationError>;
+
+    /// Commits a chunk's rows, rejects and ledger row in one transaction, with the fence check in it (invariant 2). Where a
+    /// ledger row is there already, it is the answer and nothing is written. When the connection breaks during COMMIT, the
+    /// ledger is read over a new one. A row that the database cannot hold (a column of a type of its own, a NUL in a text)
+    /// becomes a reject, with its record from `lookup`.
+    async fn write_chunk(
+        &self,
+        ticket: Ticket,
+        chunk: ChunkIndex,
+        plan: &LoadPlan,
+        parsed: ParsedChunk,
+        lookup: &dyn RecordLookup,
+    ) -> Result<Written, DestinationError>;
+
+    /// The committed chunks of an attempt, by chunk.
+    async fn ledger(&self, import: ImportId, attempt: Attempt) -> Result<Vec<LedgerRow>, DestinationError>;
+
+    /// Moves the staged rows to the destination, all or nothing, and writes the marker, in one transaction; ledger and
+    /// staging are gone with it. Rows that the destination refuses (SQLSTATE classes 22 and 23) become rejects
+    /// (`constraint_violation`), found by splitting the failing batch by row number, so that of rows that collide the lowest
+    /// stays.
+    async fn publish(
+        &self,
+        ticket: Ticket,
+        plan: &LoadPlan,
+        planned: Planned,
+        on_error: OnError,
+        lookup: &dyn RecordLookup,
+    ) -> Result<PublishOutcome, DestinationError>;
+
+    /// Closes the fence as aborted and drops staging and ledger in one transaction; the attempt's rejects stay. Answers how
+    /// the import stands: `Published` where a publish was first. `None`: the fence refuses the epoch.
+    async fn abort(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError>;
+
+    /// Rejects of an attempt in ascending row order, behind `after`, at most `limit`.
+    async fn rejects(
+        &self,
+        import: ImportId,
+        attempt: Attempt,
+        after: RowNumber,
+        limit: usize,
+    ) -> Result<Vec<Reject>, DestinationError>;
+}

@@ -1,0 +1,374 @@
+//! Publishing: all rows or none, and the marker, in one transaction (invariants 3 and 4).
+
+use std::time::Duration;
+
+use sqlx::postgres::PgPool;
+
+use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
+
+use super::fence::{self, Fence, Lock};
+use super::rejects::{self, Found};
+use super::session::{self, Commit, Session, Work, failure};
+use super::staging;
+use crate::destination::shape;
+use crate::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, RecordLookup, Ticket, sql};
+
+/// What the sort of the staged rows may take; it spills to disk beyond.
+const SORT_MEMORY: &str = "64MB";
+/// Refused rows that are kept before they are written to the list of rejects, where there is no limit.
+const FLUSH_ROWS: usize = 1_000;
+/// How often the fence is read after a COMMIT without an answer, with these waits in between.
+const LOOKUPS: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// What the ledger says of an attempt.
+struct Ledger {
+    chunks: i64,
+    rows: i64,
+    rejected: i64,
+    /// Whether chunk follows chunk and row follows row.
+    tiled: bool,
+    listed: i64,
+}
+
+/// See [`crate::destination::Destination::publish`].
+pub(super) async fn publish(
+    pool: &PgPool,
+    ticket: Ticket,
+    plan: &LoadPlan,
+    planned: Planned,
+    on_error: OnError,
+    lookup: &dyn RecordLookup,
+) -> Result<PublishOutcome, DestinationError> {
+    let mut session = Session::begin(pool, Some(ticket), Work::Long).await?;
+    if let Some(outcome) = closed(&mut session, ticket).await? {
+        session.rollback().await;
+        return Ok(outcome);
+    }
+    let name = sql::staging_name(ticket.import, ticket.attempt);
+    let ledger = read_ledger(&mut session, ticket).await?;
+    let Some(schema) = staging::schema_of(session.connection(), &name).await? else {
+        session.rollback().await;
+        return Err(staging::lost(&name));
+    };
+    if let Err(problem) = check(&ledger, planned, on_error) {
+        session.rollback().await;
+        return Ok(PublishOutcome::Refused(problem));
+    }
+    let staged = (ledger.rows - ledger.rejected) as u64;
+    let published = match plan.target {
+        Target::NewTable => match rename(&mut session, plan, &schema, &name).await? {
+            Renamed::Done => Published { rows_loaded: staged, rows_rejected: ledger.rejected as u64 },
+            Renamed::TableAppeared => {
+                session.rollback().await;
+                return Ok(PublishOutcome::TableAppeared);
+            }
+        },
+        Target::ExistingTable => {
+            let mut moving = Moving {
+                session: &mut session,
+                ticket,
+                plan,
+                schema: &schema,
+                name: &name,
+                on_error,
+                lookup,
+                rejected: ledger.rejected as u64,
+                loaded: 0,
+                found: Vec::new(),
+            };
+            let within_limit = moving.all(planned.rows, staged).await?;
+            moving.look_up_records().await?;
+            let (loaded, rejected, found) = (moving.loaded, moving.rejected, moving.found);
+            if !within_limit {
+                session.rollback().await;
+                return list_found(pool, ticket, rejected, on_error, &found).await;
+            }
+            rejects::insert(session.connection(), ticket, Found::InPublish, &found).await.map_err(failure)?;
+            session.run(format!("DROP TABLE {}", sql::qualified(&schema, &name)?)).await.map_err(failure)?;
+            Published { rows_loaded: loaded, rows_rejected: rejected }
+        }
+    };
+    if published.rows_loaded + published.rows_rejected != planned.rows {
+        session.rollback().await;
+        return Ok(PublishOutcome::Refused(Problem::new(
+            ProblemKind::CountMismatch,
+            format!(
+                "{} rows were planned, but {} loaded and {} rejected",
+                planned.rows, published.rows_loaded, published.rows_rejected
+            ),
+        )));
+    }
+    mark(&mut session, ticket, published).await?;
+    match session.commit().await? {
+        Commit::Done => Ok(PublishOutcome::Published(published)),
+        Commit::Unknown(error) => look_up(pool, ticket, error).await,
+    }
+}
+
+/// The answer, where the fence gives it already; else it is held until the end of the transaction.
+async fn closed(session: &mut Session, ticket: Ticket) -> Result<Option<PublishOutcome>, DestinationError> {
+    let fence = Fence::read(session.connection(), ticket.import, Lock::Update).await.map_err(failure)?;
+    Ok(match fence {
+        Some(fence) if fence.admits(ticket) => None,
+        Some(fence) if fence.epoch <= ticket.epoch.0 => match fence.standing() {
+            FenceState::Published(published) => Some(PublishOutcome::Published(published)),
+            _ => Some(PublishOutcome::Fenced),
+        },
+        _ => Some(PublishOutcome::Fenced),
+    })
+}
+
+async fn read_ledger(session: &mut Session, ticket: Ticket) -> Result<Ledger, DestinationError> {
+    // A publish that was given up may have listed rows that this one takes, or finds again.
+    sqlx::query("DELETE FROM longshore_rejects WHERE import = $1 AND attempt = $2 AND by_publish")
+        .bind(ticket.import.0)
+        .bind(i64::from(ticket.attempt.0))
+        .execute(session.connection())
+        .await
+        .map_err(failure)?;
+    let (chunks, rows, rejected, tiled, listed): (i64, i64, i64, bool, i64) = sqlx::query_as(
+        "SELECT count(*) AS chunks, coalesce(sum(row_count), 0)::bigint AS rows, coalesce(sum(rejected), 0)::bigint AS rejected, \
+                coalesce(bool_and(chunk = place AND (row_count = 0 OR first_row = next_row)), true) AS tiled, \
+                (SELECT count(*) FROM longshore_rejects WHERE import = $1 AND attempt = $2) AS listed \
+         FROM (SELECT chunk, first_row, row_count, rejected, row_number() OVER (ORDER BY chunk) - 1 AS place, \
+                      1 + coalesce(sum(row_count) OVER (ORDER BY chunk ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS next_row \
+               FROM longshore_ledger WHERE import = $1 AND attempt = $2) AS chunks",
+    )
+    .bind(ticket.import.0)
+    .bind(i64::from(ticket.attempt.0))
+    .fetch_one(session.connection())
+    .await
+    .map_err(failure)?;
+    Ok(Ledger { chunks, rows, rejected, tiled, listed })
+}
+
+/// Whether what is staged is what was planned.
+fn check(ledger: &Ledger, planned: Planned, on_error: OnError) -> Result<(), Problem> {
+    let mismatch = |detail: String| Err(Problem::new(ProblemKind::CountMismatch, detail));
+    if ledger.chunks as u64 != planned.chunks || ledger.rows as u64 != planned.rows {
+        return mismatch(format!(
+            "{} chunks with {} rows were planned, but {} chunks with {} rows are committed",
+            planned.chunks, planned.rows, ledger.chunks, ledger.rows
+        ));
+    }
+    if !ledger.tiled {
+        return mismatch(format!("the row numbers of the {} chunks do not follow each other", ledger.chunks));
+    }
+    if ledger.listed != ledger.rejected {
+        return mismatch(format!("{} rows were rejected, but {} are listed", ledger.rejected, ledger.listed));
+    }
+    if on_error.is_exceeded(ledger.rejected as u64) {
+        return Err(shape::too_many(ledger.rejected as u64, on_error));
+    }
+    Ok(())
+}
+
+enum Renamed {
+    Done,
+    TableAppeared,
+}
+
+/// Staging becomes the table.
+async fn rename(session: &mut Session, plan: &LoadPlan, schema: &str, name: &str) -> Result<Renamed, DestinationError> {
+    let statement =
+        format!("ALTER TABLE {} RENAME TO {}", sql::qualified(schema, name)?, sql::identifier(plan.table.name())?);
+    let Err(error) = session.run(statement).await else { return Ok(Renamed::Done) };
+    // The second: the other import's rename was committed while this one waited for it.
+    let appeared = session::is_duplicate_table(&error)
+        || session::database_error(&error).is_some_and(|error| {
+            error.code() == "23505"
+                && matches!(error.constraint(), Some("pg_class_relname_nsp_index" | "pg_type_typname_nsp_index"))
+        });
+    if appeared { Ok(Renamed::TableAppeared) } else { Err(staging::staging_failure(name, error)) }
+}
+
+/// The marker; ledger and staging are not needed any more.
+async fn mark(session: &mut Session, ticket: Ticket, published: Published) -> Result<(), DestinationError> {
+    sqlx::query(
+        "UPDATE longshore_fences SET state = 'published', rows_loaded = $2, rows_rejected = $3, changed_at = now() \
+         WHERE import = $1",
+    )
+    .bind(ticket.import.0)
+    .bind(published.rows_loaded as i64)
+    .bind(published.rows_rejected as i64)
+    .execute(session.connection())
+    .await
+    .map_err(failure)?;
+    sqlx::query("DELETE FROM longshore_ledger WHERE import = $1")
+        .bind(ticket.import.0)
+        .execute(session.connection())
+        .await
+        .map_err(failure)?;
+    Ok(())
+}
+
+/// The COMMIT's answer was lost. The marker is the answer; without it nothing is assumed: the caller tries again, and the
+/// fence's lock makes it wait for a transaction that is still being committed.
+async fn look_up(pool: &PgPool, ticket: Ticket, error: DestinationError) -> Result<PublishOutcome, DestinationError> {
+    tracing::warn!(import_id = %ticket.import, %error, "the answer to a publish was lost; reading the fence");
+    for wait in LOOKUPS {
+        match fence::standing(pool, ticket.import).await {
+            Ok(fence) => match fence.map(|fence| fence.standing()) {
+                Some(FenceState::Published(published)) => return Ok(PublishOutcome::Published(published)),
+                _ => break,
+            },
+            Err(DestinationError::Unavailable { .. }) => tokio::time::sleep(wait).await,
+            Err(other) => return Err(other),
+        }
+    }
+    Err(error)
+}
+
+/// The transaction with the refused rows is rolled back, and they stay listed all the same.
+async fn list_found(
+    pool: &PgPool,
+    ticket: Ticket,
+    rejected: u64,
+    on_error: OnError,
+    found: &[Reject],
+) -> Result<PublishOutcome, DestinationError> {
+    let mut session = Session::begin(pool, Some(ticket), Work::Short).await?;
+    rejects::insert(session.connection(), ticket, Found::InPublish, found).await.map_err(failure)?;
+    if !fence::admits(&mut session, ticket, Lock::Share).await? {
+        session.rollback().await;
+        return Ok(PublishOutcome::Fenced);
+    }
+    fence::finish(session).await?;
+    Ok(PublishOutcome::Refused(shape::too_many(rejected, on_error)))
+}
+
+/// The way of staged rows into an existing table.
+struct Moving<'a> {
+    session: &'a mut Session,
+    ticket: Ticket,
+    plan: &'a LoadPlan,
+    schema: &'a str,
+    name: &'a str,
+    on_error: OnError,
+    lookup: &'a dyn RecordLookup,
+    rejected: u64,
+    loaded: u64,
+    found: Vec<Reject>,
+}
+
+/// Why rows did not go in.
+struct Fault {
+    detail: String,
+    column: Option<String>,
+}
+
+impl Moving<'_> {
+    /// Moves all rows; where some are refused, halves the batch until each stands alone. Ascending, so that of rows that
+    /// collide the lowest stays. False: more were refused than the import allows.
+    async fn all(&mut self, last: u64, staged: u64) -> Result<bool, DestinationError> {
+        // Deferred constraints would speak only at COMMIT, where no row can be named.
+        self.session
+            .run(format!("SET LOCAL work_mem = '{SORT_MEMORY}'; SET CONSTRAINTS ALL IMMEDIATE"))
+            .await
+            .map_err(failure)?;
+        let Some(mut fault) = self.insert("", staged).await? else { return Ok(true) };
+        self.index().await?;
+        // Ranges of row numbers, the lowest on top; each is known or suspected to hold a refused row.
+        let mut ranges = vec![(1, last)];
+        let mut whole = true;
+        while let Some((low, high)) = ranges.pop() {
+            let condition = format!("WHERE {} BETWEEN {low} AND {high}", sql::identifier(&sql::row_column(self.plan))?);
+            let staged = if whole { staged } else { self.count(&condition).await? };
+            if staged == 0 {
+                continue;
+            }
+            if !whole {
+                match self.insert(&condition, staged).await? {
+                    None => continue,
+                    Some(found) => fault = found,
+                }
+            }
+            whole = false;
+            if low == high {
+                self.reject(RowNumber(low), &fault).await?;
+                if self.on_error.is_exceeded(self.rejected) {
+                    return Ok(false);
+                }
+                continue;
+            }
+            let middle = low + (high - low) / 2;
+            ranges.push((middle + 1, high));
+            ranges.push((low, middle));
+        }
+        Ok(true)
+    }
+
+    /// Inserts rows under a savepoint; a fault of rows leaves everything as it was.
+    async fn insert(&mut self, condition: &str, staged: u64) -> Result<Option<Fault>, DestinationError> {
+        let statement = staging::insert_statement(self.plan, self.schema, self.name, condition)?;
+        self.session.run("SAVEPOINT longshore_move").await.map_err(failure)?;
+        let fault = match self.session.run(statement).await {
+            Ok(inserted) if inserted == staged => {
+                self.session.run("RELEASE SAVEPOINT longshore_move").await.map_err(failure)?;
+                self.loaded += inserted;
+                return Ok(None);
+            }
+            Ok(_) => Fault { detail: "a trigger of the table passed over the row".to_owned(), column: None },
+            Err(error) => match session::database_error(&error).filter(|error| session::is_row_fault(error)) {
+                Some(fault) => Fault { detail: session::describe(fault), column: fault.column().map(str::to_owned) },
+                None => return Err(staging::staging_failure(self.name, error)),
+            },
+        };
+        self.session
+            .run("ROLLBACK TO SAVEPOINT longshore_move; RELEASE SAVEPOINT longshore_move")
+            .await
+            .map_err(failure)?;
+        Ok(Some(fault))
+    }
+
+    /// From here on ranges of rows are read again and again.
+    async fn index(&mut self) -> Result<(), DestinationError> {
+        let (table, row) = (sql::qualified(self.schema, self.name)?, sql::identifier(&sql::row_column(self.plan))?);
+        self.session.run(format!("CREATE INDEX ON {table} ({row}); ANALYZE {table} ({row})")).await.map_err(failure)?;
+        Ok(())
+    }
+
+    async fn count(&mut self, condition: &str) -> Result<u64, DestinationError> {
+        let statement = format!("SELECT count(*) FROM {} {condition}", sql::qualified(self.schema, self.name)?);
+        let count: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
+            .persistent(false)
+            .fetch_one(self.session.connection())
+            .await
+            .map_err(failure)?;
+        Ok(count as u64)
+    }
+
+    /// Lists a refused row. Without a limit there may be very many: then they are written in between.
+    async fn reject(&mut self, row: RowNumber, fault: &Fault) -> Result<(), DestinationError> {
+        let known = fault.column.as_ref().filter(|column| self.plan.fields.iter().any(|field| field.name == **column));
+        self.found.push(Reject {
+            row,
+            line: LineNumber(0),
+            column: known.cloned(),
+            value: None,
+            reason: RejectReason::ConstraintViolation,
+            detail: fault.detail.clone(),
+            record: Vec::new(),
+        });
+        self.rejected += 1;
+        if self.on_error.max_rejects.is_none() && self.found.len() >= FLUSH_ROWS {
+            self.look_up_records().await?;
+            rejects::insert(self.session.connection(), self.ticket, Found::InPublish, &self.found)
+                .await
+                .map_err(failure)?;
+            self.found.clear();
+        }
+        Ok(())
+    }
+
+    /// Finds the raw records of the rows that are listed.
+    async fn look_up_records(&mut self) -> Result<(), DestinationError> {
+        let rows: Vec<RowNumber> = self.found.iter().map(|reject| reject.row).collect();
+        let mut records = shape::records(&rows, self.lookup).await?;
+        for reject in &mut self.found {
+            (reject.line, reject.record) = records.remove(&reject.row).unwrap_or_default();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! One chunk: COPY, ledger, rejects and the look at the fence in one transaction (invariant 2).
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgDatabaseError, PgPool};
+use tokio::sync::mpsc;
+
+use longshore_domain::{
+    ChunkIndex, ColumnType, LoadPlan, Problem, ProblemKind, Reject, RejectReason, RowNumber, Tally, Target,
+};
+use longshore_parse::{Batch, ParsedChunk};
+
+use super::fence::{self, Lock};
+use super::session::{self, Commit, Session, Work, failure};
+use super::{rejects, staging};
+use crate::destination::cells;
+use crate::destination::encode::{Shape, encode};
+use crate::destination::shape::{self, Extent, check_chunk};
+use crate::destination::{DestinationError, RecordLookup, Ticket, Written, sql};
+
+/// Encoded pieces between the encoder's thread and the connection.
+const PIECES_IN_FLIGHT: usize = 2;
+/// Rows in one COPY behind a bad row; the next ones grow again. A COPY that fails is answered at once, a small one that
+/// succeeds is not: too few rows are worse than too many.
+const SMALLEST_BLOCK: usize = 1_024;
+/// Good rows before bad ones that wait to be copied.
+const PENDING: usize = 4_096;
+/// How often the ledger is read after a COMMIT without an answer, with these waits in between.
+const LOOKUPS: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// What a chunk's transaction finds before it begins.
+struct Before {
+    admitted: bool,
+    rows: Option<i64>,
+    rejected: Option<i64>,
+    schema: Option<String>,
+}
+
+/// A row that PostgreSQL cannot hold.
+struct Bad {
+    row: RowNumber,
+    column: Option<String>,
+    value: Option<String>,
+    reason: RejectReason,
+    detail: String,
+}
+
+/// See [`crate::destination::Destination::write_chunk`].
+pub(super) async fn write_chunk(
+    pool: &PgPool,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+    plan: &LoadPlan,
+    parsed: ParsedChunk,
+    lookup: &dyn RecordLookup,
+) -> Result<Written, DestinationError> {
+    let extent = check_chunk(plan, &parsed)?;
+    let mut session = Session::begin(pool, Some(ticket), Work::Long).await?;
+    let name = sql::staging_name(ticket.import, ticket.attempt);
+    let before = look(&mut session, ticket, chunk, &name).await?;
+    if let (Some(rows), Some(rejected)) = (before.rows, before.rejected) {
+        session.rollback().await;
+        return Ok(Written::Committed(tally(rows, rejected)));
+    }
+    if !before.admitted {
+        session.rollback().await;
+        return Ok(Written::Fenced);
+    }
+    let Some(schema) = before.schema else {
+        session.rollback().await;
+        return Err(staging::lost(&name));
+    };
+    let ParsedChunk { rows, mut batches, mut rejects, .. } = parsed;
+    batches.iter_mut().for_each(cells::rechunk);
+    let mut copy = Copy::new(plan, &schema, &name, Arc::new(batches))?;
+    copy.all(&mut session).await?;
+    if !copy.bad.is_empty() {
+        rejects.extend(found_rejects(std::mem::take(&mut copy.bad), lookup).await?);
+    }
+    let rejected = rejects.len() as u64;
+    if copy.copied + rejected != rows {
+        return Err(miscounted(format!(
+            "chunk {chunk} has {rows} rows, but {} were copied and {rejected} rejected",
+            copy.copied
+        )));
+    }
+    if !record(&mut session, ticket, chunk, extent, rejected).await? {
+        // Another worker committed this chunk meanwhile; its answer is the chunk's.
+        session.rollback().await;
+        return match committed(pool, ticket, chunk).await? {
+            Some(tally) => Ok(Written::Committed(tally)),
+            None => Ok(Written::Fenced),
+        };
+    }
+    rejects::insert(session.connection(), ticket, rejects::Found::InChunk, &rejects).await.map_err(failure)?;
+    if !fence::admits(&mut session, ticket, Lock::Share).await? {
+        session.rollback().await;
+        return Ok(Written::Fenced);
+    }
+    match session.commit().await? {
+        Commit::Done => Ok(Written::Committed(Tally { rows, rejected, ..Tally::default() })),
+        Commit::Unknown(error) => look_up(pool, ticket, chunk, error).await,
+    }
+}
+
+fn tally(rows: i64, rejected: i64) -> Tally {
+    Tally { rows: rows as u64, rejected: rejected as u64, ..Tally::default() }
+}
+
+fn miscounted(detail: String) -> DestinationError {
+    DestinationError::Refused(Problem::new(ProblemKind::CountMismatch, detail))
+}
+
+/// Fence, ledger row and staging table in one round trip. The fence is looked at again, under a lock, before COMMIT.
+async fn look(
+    session: &mut Session,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+    name: &str,
+) -> Result<Before, DestinationError> {
+    let row: (bool, Option<i64>, Option<i64>, Option<String>) = sqlx::query_as(
+        "SELECT EXISTS (SELECT FROM longshore_fences WHERE import = $1 AND attempt = $2 AND epoch = $4 AND state = 'open') AS admitted, \
+                l.row_count AS rows, l.rejected, \
+                (SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relname = $5::name AND c.relkind = 'r' LIMIT 1) AS schema \
+         FROM (VALUES (1)) AS one LEFT JOIN longshore_ledger l ON l.import = $1 AND l.attempt = $2 AND l.chunk = $3",
+    )
+    .bind(ticket.import.0)
+    .bind(i64::from(ticket.attempt.0))
+    .bind(i64::from(chunk.0))
+    .bind(ticket.epoch.0)
+    .bind(name)
+    .fetch_one(session.connection())
+    .await
+    .map_err(failure)?;
+    let (admitted, rows, rejected, schema) = row;
+    Ok(Before { admitted, rows, rejected, schema })
+}
+
+/// Inserts the ledger row; false where it is there already. A transaction that is about to commit the same chunk is waited for.
+async fn record(
+    session: &mut Session,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+    extent: Extent,
+    rejected: u64,
+) -> Result<bool, DestinationError> {
+    let done = sqlx::query(
+        "INSERT INTO longshore_ledger (import, attempt, chunk, first_row, row_count, rejected) \
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+    )
+    .bind(ticket.import.0)
+    .bind(i64::from(ticket.attempt.0))
+    .bind(i64::from(chunk.0))
+    .bind(extent.first.map(|row| row as i64))
+    .bind(extent.rows as i64)
+    .bind(rejected as i64)
+    .execute(session.connection())
+    .await
+    .map_err(failure)?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// A chunk's ledger row, over a fresh connection.
+async fn committed(pool: &PgPool, ticket: Ticket, chunk: ChunkIndex) -> Result<Option<Tally>, DestinationError> {
+    let mut session = Session::begin(pool, None, Work::Short).await?;
+    let row: Option<(i64, i64)> = sqlx::query_as(
+        "SELECT row_count, rejected FROM longshore_ledger WHERE import = $1 AND attempt = $2 AND chunk = $3",
+    )
+    .bind(ticket.import.0)
+    .bind(i64::from(ticket.attempt.0))
+    .bind(i64::from(chunk.0))
+    .fetch_optional(session.connection())
+    .await
+    .map_err(failure)?;
+    session.rollback().await;
+    Ok(row.map(|(rows, rejected)| tally(rows, rejected)))
+}
+
+/// The COMMIT's answer was lost. A ledger row is the answer; without one nothing is assumed: the caller tries again, and the
+/// ledger's primary key makes it wait for a transaction that is still being committed.
+async fn look_up(
+    pool: &PgPool,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+    error: DestinationError,
+) -> Result<Written, DestinationError> {
+    tracing::warn!(import_id = %ticket.import, chunk = chunk.0, %error, "the answer to a commit was lost; reading the ledger");
+    for wait in LOOKUPS {
+        match committed(pool, ticket, chunk).await {
+            Ok(Some(tally)) => return Ok(Written::Committed(tally)),
+            Ok(None) => break,
+            Err(DestinationError::Unavailable { .. }) => tokio::time::sleep(wait).await,
+            Err(other) => return Err(other),
+        }
+    }
+    Err(error)
+}
+
+/// Raw records for the rows that COPY refused.
+async fn found_rejects(bad: Vec<Bad>, lookup: &dyn RecordLookup) -> Result<Vec<Reject>, DestinationError> {
+    let rows: Vec<RowNumber> = bad.iter().map(|bad| bad.row).collect();
+    let mut records = shape::records(&rows, lookup).await?;
+    Ok(bad
+        .into_iter()
+        .map(|bad| {
+            let (line, record) = records.remove(&bad.row).unwrap_or_default();
+            Reject {
+                row: bad.row,
+                line,
+                column: bad.column,
+                value: bad.value.map(String::into_bytes),
+                reason: bad.reason,
+                detail: bad.detail,
+                record,
+            }
+        })
+        .collect())
+}
+
+/// The COPY of a chunk, without the rows that are refused.
+struct Copy<'a> {
+    plan: &'a LoadPlan,
+    name: &'a str,
+    statement: String,
+    shape: Shape,
+    batches: Arc<Vec<Batch>>,
+    copied: u64,
+    bad: Vec<Bad>,
+}
+
+impl<'a> Copy<'a> {
+    fn new(
+        plan: &'a LoadPlan,
+        schema: &str,
+        name: &'a str,
+        batches: Arc<Vec<Batch>>,
+    ) -> Result<Self, DestinationError> {
+        let shape = Shape {
+            text: plan.fields.iter().any(|field| matches!(field.kind, ColumnType::Native(_))),
+            numbered: plan.target == Target::ExistingTable,
+        };
+        let mut columns = sql::column_list(plan)?;
+        if shape.numbered {
+            columns = format!("{columns}, {}", sql::identifier(&sql::row_column(plan))?);
+        }
+        let format = if shape.text { "text" } else { "binary" };
+        let statement = format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", sql::qualified(schema, name)?);
+        Ok(Self { plan, name, statement, shape, batches, copied: 0, bad: Vec::new() })
+    }
+
+    /// Copies all rows. Where one is refused, those before it are known to be good and are sent again together with what
+    /// follows. The work is linear: what is sent again is bounded by [`PENDING`] and the distance of bad rows. (The driver
+    /// leaves Nagle's algorithm on: over TCP the end of a COPY that succeeds waits for the server's delayed acknowledgement.)
+    async fn all(&mut self, session: &mut Session) -> Result<(), DestinationError> {
+        let total: usize = self.batches.iter().map(|batch| batch.rows).sum();
+        let (mut start, mut block) = (0, total);
+        let mut good: Vec<Range<usize>> = Vec::new();
+        while start < total || !good.is_empty() {
+            let full = good.iter().map(Range::len).sum::<usize>() >= PENDING;
+            let end = if full { start } else { total.min(start.saturating_add(block)) };
+            let mut ranges = good.clone();
+            ranges.push(start..end);
+            session.run("SAVEPOINT longshore_copy").await.map_err(failure)?;
+            let error = match self.copy(session, &ranges).await {
+                Ok(()) => {
+                    session.run("RELEASE SAVEPOINT longshore_copy").await.map_err(failure)?;
+                    good.clear();
+                    start = end;
+                    block = block.saturating_mul(4);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let Some(fault) = session::database_error(&error).filter(|error| session::is_row_fault(error)) else {
+                return Err(staging::staging_failure(self.name, error));
+            };
+            session
+                .run("ROLLBACK TO SAVEPOINT longshore_copy; RELEASE SAVEPOINT longshore_copy")
+                .await
+                .map_err(failure)?;
+            let at = bad_line(fault, self.name).and_then(|line| ranges.iter().cloned().flatten().nth(line - 1));
+            match at.filter(|at| (start..end).contains(at)) {
+                Some(at) => {
+                    self.bad.push(self.reject(at, fault));
+                    block = (8 * (at - start + 1)).max(SMALLEST_BLOCK);
+                    if at > start {
+                        good.push(start..at);
+                    }
+                    start = at + 1;
+                }
+                // The message does not say where, or names a row that was good before: narrow it down, that one alone.
+                None if end - start > 1 => block = (end - start) / 2,
+                None if end > start && good.is_empty() => {
+                    self.bad.push(self.reject(start, fault));
+                    start = end;
+                    block = SMALLEST_BLOCK;
+                }
+                None => {
+                    return Err(sql::refused(format!(
+                        "rows that the table took once are refused when they are sent again: {}",
+                        session::describe(fault)
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies ranges of rows: encoded on a blocking thread, sent from here.
+    async fn copy(&mut self, session: &mut Session, ranges: &[Range<usize>]) -> Result<(), sqlx::Error> {
+        let expected = ranges.iter().map(Range::len).sum::<usize>() as u64;
+        let mut copy = session.connection().copy_in_raw(&self.statement).await?;
+        let (pieces, mut ready) = mpsc::channel(PIECES_IN_FLIGHT);
+        let (batches, shape, ranges) = (Arc::clone(&self.batches), self.shape, ranges.to_vec());
+        let encoder = tokio::task::spawn_blocking(move || {
+            encode(&batches, &ranges, shape, &mut |piece| pieces.blocking_send(piece).is_ok());
+        });
+        while let Some(piece) = ready.recv().await {
+            copy.send(piece).await?;
+        }
+        if let Err(error) = encoder.await {
+            copy.abort("the encoder failed").await?;
+            return Err(sqlx::Error::Protocol(format!("the encoder failed: {error}")));
+        }
+        let copied = copy.finish().await?;
+        if copied != expected {
+            return Err(sqlx::Error::Protocol(format!("{expected} rows were sent, and {copied} copied")));
+        }
+        self.copied += copied;
+        Ok(())
+    }
+
+    /// What is known of a row that was refused.
+    fn reject(&self, mut at: usize, fault: &PgDatabaseError) -> Bad {
+        let column = bad_column(fault, self.name, self.plan);
+        let (mut row, mut value) = (RowNumber(0), None);
+        for batch in self.batches.iter() {
+            if at < batch.rows {
+                row = RowNumber(batch.numbers.get(at));
+                value = column.and_then(|column| cells::text_at(&batch.columns[column], at));
+                break;
+            }
+            at -= batch.rows;
+        }
+        Bad {
+            row,
+            column: column.map(|column| self.plan.fields[column].name.clone()),
+            value,
+            reason: if session::is_constraint(fault) {
+                RejectReason::ConstraintViolation
+            } else {
+                RejectReason::InvalidValue
+            },
+            detail: session::describe(fault),
+        }
+    }
+}
+
+/// What the error's context says of the COPY: `COPY <table>, line 3, column c: "x"`. Its words may be translated, its
+/// order is not.
+fn context<'a>(fault: &'a PgDatabaseError, name: &str) -> Option<&'a str> {
+    fault.r#where()?.lines().find_map(|line| line.strip_prefix("COPY ")?.strip_prefix(name)?.strip_prefix(", "))
+}
+
+/// The number of the row within the COPY, from 1.
+fn bad_line(fault: &PgDatabaseError, name: &str) -> Option<usize> {
+    let digits = context(fault, name)?.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().ok().filter(|line| *line > 0)
+}
+
+/// The place of the column at fault in the plan.
+fn bad_column(fault: &PgDatabaseError, name: &str, plan: &LoadPlan) -> Option<usize> {
+    if let Some(column) = fault.column() {
+        return plan.fields.iter().position(|field| field.name == column);
+    }
+    let line = context(fault, name)?.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let after = line.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix(", ")?;
+    // The longest name that fits: one may be the beginning of another.
+    (0..plan.fields.len())
+        .filter(|i| {
+            let name = plan.fields[*i].name.as_str();
+            after.split_once(' ').is_some_and(|(_, rest)| {
+                rest.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+            })
+        })
+        .max_by_key(|i| plan.fields[*i].name.len())
+}

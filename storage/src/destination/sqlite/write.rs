@@ -1,0 +1,224 @@
+//! One chunk: rows, rejects and ledger row in one transaction, behind the look at the fence (invariant 2). With one writer
+//! under `BEGIN IMMEDIATE` the fence cannot change in between.
+
+use rusqlite::types::{Null, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OptionalExtension as _, Statement, params};
+
+use longshore_domain::{
+    Attempt, ChunkIndex, ImportId, LineNumber, LoadPlan, Reject, RejectReason, RowNumber, Tally, Target,
+};
+use longshore_parse::ParsedChunk;
+
+use super::connection::failure;
+use super::{fence, staging};
+use crate::destination::cells::{self, Cell, Column};
+use crate::destination::shape::Extent;
+use crate::destination::{DestinationError, LedgerRow, Ticket, Written, sql};
+
+/// Within a transaction, which the caller commits where the answer is `Committed`.
+pub(super) fn write_chunk(
+    connection: &Connection,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+    plan: &LoadPlan,
+    extent: Extent,
+    mut parsed: ParsedChunk,
+) -> Result<Written, DestinationError> {
+    if let Some(row) = committed(connection, ticket, chunk)? {
+        return Ok(Written::Committed(Tally { rows: row.rows, rejected: row.rejected, ..Tally::default() }));
+    }
+    if !fence::admits(connection, ticket)? {
+        return Ok(Written::Fenced);
+    }
+    let name = sql::staging_name(ticket.import, ticket.attempt);
+    if !staging::exists(connection, &name)? {
+        return Err(staging::lost(&name));
+    }
+    insert_rows(connection, plan, &name, &mut parsed)?;
+    insert_rejects(connection, ticket, false, &parsed.rejects)?;
+    let rejected = parsed.rejects.len() as u64;
+    connection
+        .execute(
+            "INSERT INTO longshore_ledger (import, attempt, chunk, first_row, row_count, rejected) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![
+                ticket.import.to_string(),
+                i64::from(ticket.attempt.0),
+                i64::from(chunk.0),
+                extent.first.map(|row| row as i64),
+                extent.rows as i64,
+                rejected as i64
+            ],
+        )
+        .map_err(failure)?;
+    Ok(Written::Committed(Tally { rows: extent.rows, rejected, ..Tally::default() }))
+}
+
+fn insert_rows(
+    connection: &Connection,
+    plan: &LoadPlan,
+    name: &str,
+    parsed: &mut ParsedChunk,
+) -> Result<(), DestinationError> {
+    let numbered = plan.target == Target::ExistingTable;
+    let mut columns = sql::column_list(plan)?;
+    if numbered {
+        columns = format!("{columns}, {}", sql::identifier(&sql::row_column(plan))?);
+    }
+    let width = plan.fields.len() + usize::from(numbered);
+    let places = vec!["?"; width].join(", ");
+    let mut insert = connection
+        .prepare(&format!("INSERT INTO main.{} ({columns}) VALUES ({places})", sql::identifier(name)?))
+        .map_err(failure)?;
+    let mut scratch = String::new();
+    for batch in &mut parsed.batches {
+        cells::rechunk(batch);
+        let columns: Vec<Column<'_>> = batch.columns.iter().map(Column::of).collect();
+        for row in 0..batch.rows {
+            for (place, column) in columns.iter().enumerate() {
+                bind(&mut insert, place + 1, column.cell(row), &mut scratch).map_err(failure)?;
+            }
+            if numbered {
+                insert.raw_bind_parameter(width, batch.numbers.get(row) as i64).map_err(failure)?;
+            }
+            insert.raw_execute().map_err(failure)?;
+        }
+    }
+    Ok(())
+}
+
+/// Binds a cell as the contract's table has it. SQLite turns a bound NaN into NULL: it is bound as the text `NaN`, which a
+/// column with the affinity REAL keeps.
+#[inline]
+fn bind(insert: &mut Statement<'_>, place: usize, cell: Cell<'_>, scratch: &mut String) -> rusqlite::Result<()> {
+    scratch.clear();
+    match cell {
+        Cell::Null => return insert.raw_bind_parameter(place, Null),
+        Cell::Bool(value) => return insert.raw_bind_parameter(place, i64::from(value)),
+        Cell::Int32(value) => return insert.raw_bind_parameter(place, i64::from(value)),
+        Cell::Int64(value) => return insert.raw_bind_parameter(place, value),
+        Cell::Float64(value) if !value.is_nan() => return insert.raw_bind_parameter(place, value),
+        Cell::Float64(_) => scratch.push_str("NaN"),
+        Cell::Text(text) | Cell::Json(text) => return bind_text(insert, place, text),
+        Cell::Decimal(unscaled, scale) => cells::write_decimal(scratch, unscaled, scale),
+        Cell::Date(days) => cells::write_date(scratch, days.into()),
+        Cell::Time(micros) => cells::write_time(scratch, micros),
+        Cell::Timestamp(micros) => cells::write_timestamp(scratch, micros),
+        Cell::Timestamptz(micros) => {
+            cells::write_timestamp(scratch, micros);
+            scratch.push('Z');
+        }
+        Cell::Uuid(bytes) => cells::write_uuid(scratch, bytes),
+    }
+    bind_text(insert, place, scratch)
+}
+
+#[inline]
+fn bind_text(insert: &mut Statement<'_>, place: usize, text: &str) -> rusqlite::Result<()> {
+    insert.raw_bind_parameter(place, ToSqlOutput::Borrowed(ValueRef::Text(text.as_bytes())))
+}
+
+/// A chunk's ledger row.
+fn committed(
+    connection: &Connection,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+) -> Result<Option<LedgerRow>, DestinationError> {
+    connection
+        .query_row(
+            "SELECT row_count, rejected FROM longshore_ledger WHERE import = ?1 AND attempt = ?2 AND chunk = ?3",
+            params![ticket.import.to_string(), i64::from(ticket.attempt.0), i64::from(chunk.0)],
+            |row| Ok(LedgerRow { chunk, rows: row.get::<_, i64>(0)? as u64, rejected: row.get::<_, i64>(1)? as u64 }),
+        )
+        .optional()
+        .map_err(failure)
+}
+
+/// See [`crate::destination::Destination::ledger`].
+pub(super) fn ledger(
+    connection: &Connection,
+    import: ImportId,
+    attempt: Attempt,
+) -> Result<Vec<LedgerRow>, DestinationError> {
+    let mut statement = connection
+        .prepare(
+            "SELECT chunk, row_count, rejected FROM longshore_ledger WHERE import = ?1 AND attempt = ?2 ORDER BY chunk",
+        )
+        .map_err(failure)?;
+    statement
+        .query_map(params![import.to_string(), i64::from(attempt.0)], |row| {
+            Ok(LedgerRow {
+                // Chunks are numbered with 32 bits.
+                chunk: ChunkIndex(row.get::<_, i64>(0)? as u32),
+                rows: row.get::<_, i64>(1)? as u64,
+                rejected: row.get::<_, i64>(2)? as u64,
+            })
+        })
+        .and_then(Iterator::collect)
+        .map_err(failure)
+}
+
+/// Inserts rejects. Rows that are listed already stay as they are.
+pub(super) fn insert_rejects(
+    connection: &Connection,
+    ticket: Ticket,
+    by_publish: bool,
+    rejects: &[Reject],
+) -> Result<(), DestinationError> {
+    let mut insert = connection
+        .prepare(
+            "INSERT INTO longshore_rejects \
+                 (import, attempt, row_number, line, column_name, value, reason, detail, record, by_publish) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
+        )
+        .map_err(failure)?;
+    for reject in rejects {
+        insert
+            .execute(params![
+                ticket.import.to_string(),
+                i64::from(ticket.attempt.0),
+                reject.row.0 as i64,
+                reject.line.0 as i64,
+                reject.column,
+                reject.value,
+                reject.reason.as_str(),
+                reject.detail,
+                reject.record,
+                by_publish
+            ])
+            .map_err(failure)?;
+    }
+    Ok(())
+}
+
+/// See [`crate::destination::Destination::rejects`].
+pub(super) fn rejects(
+    connection: &Connection,
+    import: ImportId,
+    attempt: Attempt,
+    after: RowNumber,
+    limit: usize,
+) -> Result<Vec<Reject>, DestinationError> {
+    let mut statement = connection
+        .prepare(
+            "SELECT row_number, line, column_name, value, reason, detail, record FROM longshore_rejects \
+             WHERE import = ?1 AND attempt = ?2 AND row_number > ?3 ORDER BY row_number LIMIT ?4",
+        )
+        .map_err(failure)?;
+    let after = i64::try_from(after.0).unwrap_or(i64::MAX);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    statement
+        .query_map(params![import.to_string(), i64::from(attempt.0), after, limit], |row| {
+            Ok(Reject {
+                row: RowNumber(row.get::<_, i64>(0)? as u64),
+                line: LineNumber(row.get::<_, i64>(1)? as u64),
+                column: row.get(2)?,
+                value: row.get(3)?,
+                // Only words of this enum are written.
+                reason: RejectReason::from_word(&row.get::<_, String>(4)?).unwrap_or(RejectReason::InvalidValue),
+                detail: row.get(5)?,
+                record: row.get(6)?,
+            })
+        })
+        .and_then(Iterator::collect)
+        .map_err(failure)
+}

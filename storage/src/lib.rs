@@ -1,0 +1,13 @@
+//! All that leaves the process, behind small traits with one conformance suite each.
+//!
+//! - [`objects`]: presign, head, ranged get; S3 servers and the embedded endpoint.
+//! - [`bus`]: storage events in, import and chunk jobs; NATS JetStream and in-process.
+//! - [`database`]: imports, plans, leases and status, through sea-orm.
+//! - [`destination`]: staging, ledger, rejects and publish; PostgreSQL and SQLite.
+//! - [`start`]: the one start behind three triggers.
+
+pub mod bus;
+pub mod database;
+pub mod destination;
+pub mod objects;
+pub mod start;

@@ -1,0 +1,147 @@
+//! Signatures (SigV4 in the query string), shared by every storage. Nothing here talks to anyone.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+use url::Url;
+
+use super::{ObjectError, PresignedPut, PutTerms, Secret};
+
+/// S3's own limit.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How long our own requests are valid: as much as S3 servers forgive clocks that disagree.
+const OWN_REQUESTS: Duration = Duration::from_secs(15 * 60);
+
+/// Where a storage is reached and with what rights.
+pub(super) struct Signer {
+    internal: Bucket,
+    public: Bucket,
+    credentials: Credentials,
+}
+
+impl Signer {
+    /// Signs our own requests for `endpoint`, and what clients get for `public_endpoint`: the host is part of a signature.
+    pub(super) fn new(
+        endpoint: &Url,
+        public_endpoint: &Url,
+        bucket: &str,
+        region: &str,
+        access_key_id: &str,
+        secret_access_key: &Secret,
+    ) -> Result<Self, ObjectError> {
+        let at = |endpoint: &Url| {
+            Bucket::new(endpoint.clone(), UrlStyle::Path, bucket.to_owned(), region.to_owned()).map_err(|error| {
+                ObjectError::Refused {
+                    endpoint: shown(endpoint),
+                    reason: format!("this is no address of an S3 server ({error}): it looks like http://host:port"),
+                }
+            })
+        };
+        Ok(Self {
+            internal: at(endpoint)?,
+            public: at(public_endpoint)?,
+            credentials: Credentials::new(access_key_id, secret_access_key.expose()),
+        })
+    }
+
+    /// What a client needs for its upload.
+    pub(super) fn put(&self, key: &str, terms: &PutTerms) -> PresignedPut {
+        let content_type = tidy(&terms.content_type);
+        let expires_in = terms.expires_in.clamp(Duration::from_secs(1), LONGEST);
+        let mut headers = vec![("content-type".to_owned(), content_type), ("if-none-match".to_owned(), "*".to_owned())];
+        if let Some(length) = terms.content_length {
+            headers.push(("content-length".to_owned(), length.to_string()));
+        }
+        let mut action = self.public.put_object(Some(&self.credentials), key);
+        for (name, value) in &headers {
+            action.headers_mut().insert(name.as_str(), value.as_str());
+        }
+        // The signature counts from a moment that is never before this one.
+        let now = Utc::now().timestamp();
+        let seconds = i64::try_from(expires_in.as_secs()).unwrap_or(i64::MAX);
+        let url = action.sign(expires_in).into();
+        let expires_at = DateTime::from_timestamp(now, 0).unwrap_or_default() + TimeDelta::seconds(seconds);
+        PresignedPut { url, headers, expires_at }
+    }
+
+    pub(super) fn head(&self, key: &str) -> Url {
+        self.internal.head_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+    }
+
+    pub(super) fn get(&self, key: &str) -> Url {
+        self.internal.get_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+    }
+
+    pub(super) fn head_bucket(&self) -> Url {
+        self.internal.head_bucket(Some(&self.credentials)).sign(OWN_REQUESTS)
+    }
+}
+
+/// An endpoint for logs and errors: no credentials, no path.
+pub(super) fn shown(endpoint: &Url) -> String {
+    let host = endpoint.host_str().unwrap_or("?");
+    match endpoint.port() {
+        Some(port) => format!("{}://{host}:{port}", endpoint.scheme()),
+        None => format!("{}://{host}", endpoint.scheme()),
+    }
+}
+
+/// A header's value as SigV4 signs it: trimmed, runs of spaces are one.
+fn tidy(value: &str) -> String {
+    value.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signer() -> Signer {
+        let internal = Url::parse("http://10.0.0.7:9000").unwrap();
+        let public = Url::parse("https://user:password@files.example.com").unwrap();
+        Signer::new(&internal, &public, "imports", "eu-west-1", "key-id", &Secret::new("hunter2")).unwrap()
+    }
+
+    fn terms(content_length: Option<u64>) -> PutTerms {
+        PutTerms { content_type: "text/csv".into(), content_length, expires_in: Duration::from_secs(900) }
+    }
+
+    #[test]
+    fn signs_every_promise_under_the_public_address() {
+        let put = signer().put("imports/1/a.csv", &terms(Some(12)));
+        let url = Url::parse(&put.url).unwrap();
+        assert_eq!(shown(&url), "https://files.example.com");
+        assert_eq!(url.username(), "");
+        let signed = url.query_pairs().find(|(name, _)| name == "X-Amz-SignedHeaders").unwrap().1.into_owned();
+        assert_eq!(signed, "content-length;content-type;host;if-none-match");
+        assert!(put.headers.contains(&("content-length".into(), "12".into())));
+        assert!(!format!("{put:?}").contains("Signature"));
+    }
+
+    #[test]
+    fn signs_no_length_that_was_not_declared() {
+        let put = signer().put("imports/1/a.csv", &terms(None));
+        assert!(put.url.contains("X-Amz-SignedHeaders=content-type%3Bhost%3Bif-none-match&"));
+        assert!(!put.headers.iter().any(|(name, _)| name == "content-length"));
+    }
+
+    #[test]
+    fn keeps_the_validity_within_the_bounds_of_s3() {
+        let mut terms = terms(None);
+        terms.expires_in = Duration::from_secs(30 * 24 * 60 * 60);
+        assert!(signer().put("k", &terms).url.contains("X-Amz-Expires=604800&"));
+        terms.expires_in = Duration::ZERO;
+        assert!(signer().put("k", &terms).url.contains("X-Amz-Expires=1&"));
+    }
+
+    #[test]
+    fn own_requests_go_to_the_internal_address() {
+        assert!(signer().get("a b/ü.csv").as_str().starts_with("http://10.0.0.7:9000/imports/a%20b/%C3%BC.csv?"));
+    }
+
+    #[test]
+    fn addresses_lose_their_credentials_when_shown() {
+        assert_eq!(shown(&Url::parse("http://user:pw@host:9000/x?y").unwrap()), "http://host:9000");
+    }
+}

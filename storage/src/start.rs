@@ -1,0 +1,97 @@
+//! Three triggers, one start: whoever believes that an object arrived calls [`start_import`], any number of times, in any
+//! order. Size and ETag come from a HEAD, never from a message, and the start itself is one compare-and-set.
+
+use longshore_domain::{ImportId, ImportState, Trigger};
+
+use crate::bus::{Bus, BusError, ImportJob};
+use crate::database::{Database, DatabaseError, Started};
+use crate::objects::{ObjectError, ObjectStore};
+
+/// The prefix of every key that is ours.
+pub const KEY_PREFIX: &str = "imports/";
+
+/// What became of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartOutcome {
+    /// By this call.
+    Started,
+    /// It had started before.
+    Before(ImportState),
+    /// No object is at its key.
+    NoObject,
+    /// No such import.
+    Unknown,
+}
+
+/// Why a start could not be tried to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The control database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The object storage.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
+}
+
+/// The key of an import's object.
+#[must_use]
+pub fn object_key(id: ImportId, file_name: &str) -> String {
+    format!("{KEY_PREFIX}{id}/{}", longshore_domain::request::safe_file_name(file_name))
+}
+
+/// The import that a key belongs to, where it is one of ours.
+#[must_use]
+pub fn import_of_key(key: &str) -> Option<ImportId> {
+    let (id, name) = key.strip_prefix(KEY_PREFIX)?.split_once('/')?;
+    if name.is_empty() || name.contains('/') { None } else { id.parse().ok() }
+}
+
+/// Starts an import if its object is there. The job on the bus is a hint: when it is lost, the sweep finds the import.
+///
+/// # Errors
+/// [`StartError`] where a dependency is away; nothing happened then, or the start took effect and the next call says so.
+pub async fn start_import(
+    database: &Database,
+    objects: &dyn ObjectStore,
+    bus: &dyn Bus,
+    id: ImportId,
+    trigger: Trigger,
+) -> Result<StartOutcome, StartError> {
+    let Some(record) = database.import(id).await? else {
+        return Ok(StartOutcome::Unknown);
+    };
+    if record.state != ImportState::AwaitingUpload {
+        return Ok(StartOutcome::Before(record.state));
+    }
+    let Some(head) = objects.head(&record.object_key).await? else {
+        return Ok(StartOutcome::NoObject);
+    };
+    match database.start(id, trigger, head.size, &head.etag).await? {
+        Started::Now => {
+            tracing::info!(import_id = %id, trigger = trigger.as_str(), size = head.size, "import started");
+            if let Err(BusError { reason, .. }) = bus.publish_import(&ImportJob { import: id }).await {
+                tracing::warn!(import_id = %id, reason, "import job not published; the sweep will find it");
+            }
+            Ok(StartOutcome::Started)
+        }
+        Started::Before(state) => Ok(StartOutcome::Before(state)),
+        Started::Unknown => Ok(StartOutcome::Unknown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_keys_name_an_import() {
+        let id = ImportId::generate();
+        assert_eq!(import_of_key(&object_key(id, "a b.csv")), Some(id));
+        for key in ["", "imports/", "imports/x/a.csv", "other/a.csv", "imports/a.csv"] {
+            assert_eq!(import_of_key(key), None, "{key}");
+        }
+        assert_eq!(import_of_key(&format!("imports/{id}")), None);
+        assert_eq!(import_of_key(&format!("imports/{id}/a/b.csv")), None);
+    }
+}

@@ -1,0 +1,294 @@
+//! Where the destination suite runs: a fresh database for each test, a way to look into it, and chunks made by hand.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use polars_core::prelude::*;
+use sqlx::{AssertSqlSafe, Row as _, ValueRef as _};
+
+use longshore_domain::{
+    Attempt, ChunkIndex, ColumnType, Epoch, FieldPlan, Format, ImportId, LineNumber, LoadPlan, OnError, Reject,
+    RejectReason, RowNumber, Target,
+};
+use longshore_parse::{Batch, ParsedChunk, RowNumbers, Values};
+use longshore_storage::destination::gate::WriteGate;
+use longshore_storage::destination::postgres::PostgresDestination;
+use longshore_storage::destination::sqlite::SqliteDestination;
+use longshore_storage::destination::{
+    Destination, DestinationError, Planned, PublishOutcome, RecordLookup, Ticket, Written,
+};
+
+/// One row, each cell as text.
+pub type Texts = Vec<Option<String>>;
+
+/// Looks into the database behind the destination's back.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    async fn run(&self, sql: &str);
+    async fn rows(&self, sql: &str) -> Vec<Texts>;
+    async fn tables(&self) -> BTreeSet<String>;
+}
+
+/// A destination with a database of its own.
+#[derive(Clone)]
+pub struct Stage {
+    pub destination: Arc<dyn Destination>,
+    pub probe: Arc<dyn Probe>,
+    pub postgres: Option<PostgresDestination>,
+    pub url: String,
+}
+
+pub struct PostgresProbe(pub sqlx::PgPool);
+
+#[async_trait]
+impl Probe for PostgresProbe {
+    async fn run(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+            .execute(&self.0)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    async fn rows(&self, sql: &str) -> Vec<Texts> {
+        // Without parameters the server answers in text.
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(&self.0).await.unwrap();
+        rows.iter()
+            .map(|row| {
+                (0..row.len())
+                    .map(|i| {
+                        let value = row.try_get_raw(i).unwrap();
+                        (!value.is_null()).then(|| value.as_str().unwrap().to_owned())
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    async fn tables(&self) -> BTreeSet<String> {
+        let sql = "SELECT relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
+                   WHERE relkind IN ('r', 'p') AND nspname NOT LIKE 'pg\\_%' AND nspname <> 'information_schema'";
+        self.rows(sql).await.into_iter().filter_map(|row| row[0].clone()).collect()
+    }
+}
+
+pub struct SqliteProbe(pub PathBuf);
+
+#[async_trait]
+impl Probe for SqliteProbe {
+    async fn run(&self, sql: &str) {
+        let connection = rusqlite::Connection::open(&self.0).unwrap();
+        connection.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
+        connection.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+
+    async fn rows(&self, sql: &str) -> Vec<Texts> {
+        use rusqlite::types::ValueRef;
+        let connection = rusqlite::Connection::open(&self.0).unwrap();
+        let mut statement = connection.prepare(sql).unwrap();
+        let width = statement.column_count();
+        let rows = statement.query_map([], |row| {
+            (0..width)
+                .map(|i| {
+                    Ok(match row.get_ref(i)? {
+                        ValueRef::Null => None,
+                        ValueRef::Integer(value) => Some(value.to_string()),
+                        ValueRef::Real(value) => Some(format!("{value:?}")),
+                        ValueRef::Text(text) => Some(String::from_utf8(text.to_vec()).unwrap()),
+                        ValueRef::Blob(bytes) => Some(format!("{bytes:?}")),
+                    })
+                })
+                .collect()
+        });
+        rows.unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    async fn tables(&self) -> BTreeSet<String> {
+        let sql = "SELECT name FROM sqlite_schema WHERE type = 'table'";
+        self.rows(sql).await.into_iter().filter_map(|row| row[0].clone()).collect()
+    }
+}
+
+/// Runs a test on a SQLite file of its own.
+pub async fn on_sqlite<F>(test: impl FnOnce(Stage) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.sqlite");
+    let destination = SqliteDestination::open(&path, WriteGate::new()).unwrap();
+    destination.prepare().await.unwrap();
+    let url = path.display().to_string();
+    test(Stage { destination: Arc::new(destination), probe: Arc::new(SqliteProbe(path)), postgres: None, url }).await;
+}
+
+/// Runs a test on a PostgreSQL database of its own, and drops that whatever happens.
+pub async fn on_postgres<F>(test: impl FnOnce(Stage) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let admin_url = std::env::var("LONGSHORE_TEST_POSTGRES_URL")
+        .expect("LONGSHORE_TEST_POSTGRES_URL is not set: run `deploy/servers test`, which starts the servers");
+    let admin = sqlx::PgPool::connect(&admin_url).await.unwrap();
+    let name = format!("longshore_test_{}", uuid::Uuid::now_v7().simple());
+    sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&admin).await.unwrap();
+    let mut url = url::Url::parse(&admin_url).unwrap();
+    url.set_path(&name);
+    let destination = PostgresDestination::connect(url.as_str(), 8).unwrap();
+    let probe = sqlx::postgres::PgPoolOptions::new().max_connections(2).connect(url.as_str()).await.unwrap();
+    sqlx::raw_sql("SELECT 1").execute(&probe).await.unwrap();
+    destination.prepare().await.unwrap();
+    let stage = Stage {
+        destination: Arc::new(destination.clone()),
+        probe: Arc::new(PostgresProbe(probe)),
+        postgres: Some(destination),
+        url: url.to_string(),
+    };
+    let outcome = tokio::spawn(test(stage)).await;
+    sqlx::raw_sql(AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).execute(&admin).await.unwrap();
+    if let Err(error) = outcome {
+        std::panic::resume_unwind(error.into_panic());
+    }
+}
+
+/// Knows every record as `record <row>` on line `row + 1`.
+pub struct Records;
+
+#[async_trait]
+impl RecordLookup for Records {
+    async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
+        Ok(rows.iter().map(|row| (*row, LineNumber(row.0 + 1), record_of(row.0))).collect())
+    }
+}
+
+pub fn record_of(row: u64) -> Vec<u8> {
+    format!("record {row}").into_bytes()
+}
+
+/// A ticket of a new import.
+pub fn ticket() -> Ticket {
+    Ticket { import: ImportId::generate(), attempt: Attempt(1), epoch: Epoch(1) }
+}
+
+pub fn any_rejects() -> OnError {
+    OnError { max_rejects: None }
+}
+
+pub fn no_rejects() -> OnError {
+    OnError { max_rejects: Some(0) }
+}
+
+/// A plan with nullable columns.
+pub fn plan(table: &str, target: Target, columns: &[(&str, &str)]) -> LoadPlan {
+    let fields: Vec<FieldPlan> = columns
+        .iter()
+        .enumerate()
+        .map(|(field, (name, kind))| FieldPlan {
+            name: (*name).to_owned(),
+            kind: ColumnType::try_from((*kind).to_owned()).unwrap(),
+            field,
+            nullable: true,
+            inferred: false,
+        })
+        .collect();
+    LoadPlan {
+        table: table.parse().unwrap(),
+        target,
+        format: Format::default(),
+        width: fields.len(),
+        header: fields.iter().map(|field| field.name.clone()).collect(),
+        fields,
+        columns: Vec::new(),
+        data_start: longshore_domain::ByteOffset(0),
+        data_line: 2,
+    }
+}
+
+pub fn int64(values: &[Option<i64>]) -> Values {
+    Values::Int64(Int64Chunked::from_slice_options("".into(), values))
+}
+
+pub fn text(values: &[Option<&str>]) -> Values {
+    Values::Text(StringChunked::from_slice_options("".into(), values))
+}
+
+pub fn native(values: &[Option<&str>]) -> Values {
+    Values::Native(StringChunked::from_slice_options("".into(), values))
+}
+
+/// A chunk whose rows are numbered from `first`.
+pub fn chunk(first: u64, columns: Vec<Values>, rows: usize) -> ParsedChunk {
+    let batch = Batch { rows, numbers: RowNumbers::From(first), columns };
+    ParsedChunk { rows: rows as u64, batches: vec![batch], rejects: Vec::new(), widenings: Vec::new() }
+}
+
+/// `(id, name)` rows: ids from `first`, names `n<id>`.
+pub fn ids(first: u64, rows: usize) -> ParsedChunk {
+    let numbers: Vec<_> = (first..first + rows as u64).map(|id| Some(id as i64)).collect();
+    let names: Vec<_> = (first..first + rows as u64).map(|id| format!("n{id}")).collect();
+    let names: Vec<_> = names.iter().map(|name| Some(name.as_str())).collect();
+    chunk(first, vec![int64(&numbers), text(&names)], rows)
+}
+
+pub const ID_NAME: [(&str, &str); 2] = [("id", "int64"), ("name", "text")];
+
+/// A reject of the parser.
+pub fn parse_reject(row: u64) -> Reject {
+    Reject {
+        row: RowNumber(row),
+        line: LineNumber(row + 1),
+        column: Some("id".into()),
+        value: Some(b"a\0b\xff".to_vec()),
+        reason: RejectReason::InvalidValue,
+        detail: "no number: a\0b".into(),
+        record: b"a\0b\xff,x".to_vec(),
+    }
+}
+
+impl Stage {
+    /// Raises the fence and makes the staging table.
+    pub async fn begin(&self, ticket: Ticket, plan: &LoadPlan) {
+        self.destination.raise_fence(ticket).await.unwrap().unwrap();
+        assert!(self.destination.prepare_staging(ticket, plan).await.unwrap());
+    }
+
+    pub async fn write(&self, ticket: Ticket, index: u32, plan: &LoadPlan, chunk: ParsedChunk) -> Written {
+        self.destination.write_chunk(ticket, ChunkIndex(index), plan, chunk, &Records).await.unwrap()
+    }
+
+    pub async fn publish(
+        &self,
+        ticket: Ticket,
+        plan: &LoadPlan,
+        chunks: u64,
+        rows: u64,
+        on_error: OnError,
+    ) -> PublishOutcome {
+        self.destination.publish(ticket, plan, Planned { chunks, rows }, on_error, &Records).await.unwrap()
+    }
+
+    /// One chunk, from the fence to the publish.
+    pub async fn import(&self, plan: &LoadPlan, chunk: ParsedChunk, on_error: OnError) -> (Ticket, PublishOutcome) {
+        let ticket = ticket();
+        self.begin(ticket, plan).await;
+        let rows = chunk.rows;
+        assert!(matches!(self.write(ticket, 0, plan, chunk).await, Written::Committed(_)));
+        (ticket, self.publish(ticket, plan, 1, rows, on_error).await)
+    }
+
+    pub async fn rejects(&self, ticket: Ticket) -> Vec<Reject> {
+        self.destination.rejects(ticket.import, ticket.attempt, RowNumber(0), 1_000_000).await.unwrap()
+    }
+
+    pub async fn count(&self, table: &str) -> u64 {
+        self.probe.rows(&format!("SELECT count(*) FROM {table}")).await[0][0].as_ref().unwrap().parse().unwrap()
+    }
+
+    /// No staging table, no ledger row is left.
+    pub async fn assert_clean(&self) {
+        let tables = self.probe.tables().await;
+        assert!(!tables.iter().any(|table| table.starts_with("longshore_staging")), "{tables:?}");
+        assert_eq!(self.count("longshore_ledger").await, 0);
+    }
+}

@@ -1,0 +1,880 @@
+//! One conformance suite for destinations, run on SQLite and PostgreSQL, and what only PostgreSQL has.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/destination.rs"]
+mod support;
+
+use polars_core::prelude::*;
+
+use longshore_domain::{Attempt, ChunkIndex, ColumnType, Epoch, ProblemKind, RejectReason, Tally, Target};
+use longshore_parse::{Batch, ParsedChunk, RowNumbers, Values};
+use longshore_storage::destination::{
+    Destination as _, DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket, Written,
+};
+
+use support::*;
+
+/// Each function of the suite, on each destination.
+macro_rules! conformance {
+    ($($name:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::support::on_sqlite(super::$name).await })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::support::on_postgres(super::$name).await })*
+        }
+    };
+}
+
+conformance! {
+    every_type_reads_back_exactly
+    a_chunk_written_twice_is_there_once
+    a_stale_ticket_writes_nothing
+    a_published_import_stays_published
+    two_imports_that_make_one_table_do_not_overwrite_it
+    of_rows_that_collide_the_lowest_stays
+    more_refused_rows_than_allowed_leave_the_table_untouched_and_stay_listed
+    null_and_check_constraints_refuse_single_rows
+    counts_that_do_not_add_up_are_not_published
+    chunks_whose_row_numbers_do_not_follow_each_other_are_not_published
+    a_chunk_that_miscounts_is_refused
+    an_aborted_import_leaves_only_its_rejects
+    a_new_attempt_begins_anew
+    dropped_staging_is_noticed
+    odd_identifiers_are_just_names
+    parser_rejects_are_kept_byte_for_byte
+    views_and_unknown_schemas_are_refused
+    columns_that_are_not_there_are_refused
+    two_prepares_at_once_do_no_harm
+    an_empty_file_makes_an_empty_table
+    workers_write_chunks_of_one_import_at_once
+}
+
+fn committed(rows: u64, rejected: u64) -> Written {
+    Written::Committed(Tally { rows, rejected, ..Tally::default() })
+}
+
+fn published(rows_loaded: u64, rows_rejected: u64) -> PublishOutcome {
+    PublishOutcome::Published(Published { rows_loaded, rows_rejected })
+}
+
+fn problem(outcome: &PublishOutcome) -> ProblemKind {
+    match outcome {
+        PublishOutcome::Refused(problem) => problem.kind,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn some(texts: &[&str]) -> Texts {
+    texts.iter().map(|text| Some((*text).to_owned())).collect()
+}
+
+const ALL_TYPES: [(&str, &str); 15] = [
+    ("row", "int32"),
+    ("b", "bool"),
+    ("i", "int32"),
+    ("l", "int64"),
+    ("f", "float64"),
+    ("money", "decimal(15,2)"),
+    ("tiny", "decimal(38,38)"),
+    ("huge", "decimal(38,0)"),
+    ("t", "text"),
+    ("d", "date"),
+    ("at", "time"),
+    ("ts", "timestamp"),
+    ("tz", "timestamptz"),
+    ("u", "uuid"),
+    ("j", "json"),
+];
+
+/// Extremes, ordinary values, and a row of nulls.
+fn all_types() -> ParsedChunk {
+    let top = 10i128.pow(38) - 1;
+    let decimal = |values: [Option<i128>; 4], scale| Values::Decimal {
+        unscaled: Int128Chunked::from_slice_options("".into(), &values),
+        scale,
+    };
+    let micros = |values: [Option<i64>; 4]| Int64Chunked::from_slice_options("".into(), &values);
+    let (first, last) = (-62_135_596_800_000_000, 253_402_300_799_999_999);
+    let uuid = [0x01u8, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0xfe, 0xdc, 0xba, 0x98, 0x76, 0x54, 0x32, 0x10];
+    let columns = vec![
+        Values::Int32(Int32Chunked::from_slice("".into(), &[1, 2, 3, 4])),
+        Values::Bool(BooleanChunked::from_slice_options("".into(), &[Some(true), Some(false), Some(true), None])),
+        Values::Int32(Int32Chunked::from_slice_options("".into(), &[Some(i32::MIN), Some(i32::MAX), Some(0), None])),
+        int64(&[Some(i64::MIN), Some(i64::MAX), Some(0), None]),
+        Values::Float64(Float64Chunked::from_slice_options(
+            "".into(),
+            &[Some(f64::NAN), Some(f64::INFINITY), Some(-0.1), None],
+        )),
+        decimal([Some(0), Some(-1), Some(123_456_789), None], 2),
+        decimal([Some(top), Some(-top), Some(1), None], 38),
+        decimal([Some(top), Some(10i128.pow(37)), Some(-10_000), None], 0),
+        text(&[Some(""), Some("Zürich \"x\", 東京 🚢\n\t\\N"), Some("\\."), None]),
+        Values::Date(Int32Chunked::from_slice_options(
+            "".into(),
+            &[Some(-719_162), Some(2_932_896), Some(15_706), None],
+        )),
+        Values::Time(micros([Some(0), Some(86_399_999_999), Some(36_000_000_000), None])),
+        Values::Timestamp(micros([Some(first), Some(last), Some(1_357_034_400_000_000), None])),
+        Values::Timestamptz(micros([Some(first), Some(last), Some(1_357_034_400_000_001), None])),
+        Values::Uuid(BinaryChunked::from_slice_options(
+            "".into(),
+            &[Some(&uuid[..]), Some(&[0u8; 16][..]), Some(&[255u8; 16][..]), None],
+        )),
+        Values::Json(StringChunked::from_slice_options(
+            "".into(),
+            &[Some("{\"a\": [1, null]}"), Some("null"), Some("\"x\""), None],
+        )),
+    ];
+    chunk(1, columns, 4)
+}
+
+async fn every_type_reads_back_exactly(stage: Stage) {
+    let tiny = format!("0.{}", "9".repeat(38));
+    let (minus_tiny, one_tiny) = (format!("-{tiny}"), format!("0.{}1", "0".repeat(37)));
+    let (huge, power) = ("9".repeat(38), format!("1{}", "0".repeat(37)));
+    let uuid = "01234567-89ab-cdef-fedc-ba9876543210";
+    let (zero, ones) = ("00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff");
+    let postgres = stage.postgres.is_some();
+    // PostgreSQL's own spelling, and the one that the contract gives SQLite.
+    let say = |postgresql: &'static str, sqlite: &'static str| if postgres { postgresql } else { sqlite };
+    let expected = [
+        some(&[
+            "1",
+            say("t", "1"),
+            "-2147483648",
+            "-9223372036854775808",
+            "NaN",
+            "0.00",
+            &tiny,
+            &huge,
+            "",
+            "0001-01-01",
+            "00:00:00",
+            say("0001-01-01 00:00:00", "0001-01-01T00:00:00"),
+            say("0001-01-01 00:00:00+00", "0001-01-01T00:00:00Z"),
+            uuid,
+            "{\"a\": [1, null]}",
+        ]),
+        some(&[
+            "2",
+            say("f", "0"),
+            "2147483647",
+            "9223372036854775807",
+            say("Infinity", "inf"),
+            "-0.01",
+            &minus_tiny,
+            &power,
+            "Zürich \"x\", 東京 🚢\n\t\\N",
+            "9999-12-31",
+            "23:59:59.999999",
+            say("9999-12-31 23:59:59.999999", "9999-12-31T23:59:59.999999"),
+            say("9999-12-31 23:59:59.999999+00", "9999-12-31T23:59:59.999999Z"),
+            zero,
+            "null",
+        ]),
+        some(&[
+            "3",
+            say("t", "1"),
+            "0",
+            "0",
+            "-0.1",
+            "1234567.89",
+            &one_tiny,
+            "-10000",
+            "\\.",
+            "2013-01-01",
+            "10:00:00",
+            say("2013-01-01 10:00:00", "2013-01-01T10:00:00"),
+            say("2013-01-01 10:00:00.000001+00", "2013-01-01T10:00:00.000001Z"),
+            ones,
+            "\"x\"",
+        ]),
+        std::iter::once(Some("4".to_owned())).chain(std::iter::repeat_n(None, 14)).collect(),
+    ];
+    let zone = if postgres { "SET TimeZone = 'UTC'; " } else { "" };
+
+    let new = plan("fresh", Target::NewTable, &ALL_TYPES);
+    assert_eq!(stage.import(&new, all_types(), no_rejects()).await.1, published(4, 0));
+    assert_eq!(stage.probe.rows(&format!("{zone}SELECT * FROM fresh ORDER BY row")).await, expected);
+
+    // The same rows into the table that is there now, whose description is the plan's columns.
+    let described = stage.destination.describe(&"fresh".parse().unwrap()).await.unwrap().unwrap();
+    if postgres {
+        let kinds: Vec<_> =
+            described.columns.iter().map(|column| (column.name.as_str(), column.kind.to_string())).collect();
+        assert_eq!(kinds, ALL_TYPES.map(|(name, kind)| (name, kind.to_owned())));
+        // With one native column everything goes as text.
+        stage.probe.run("CREATE TABLE extended (LIKE fresh); ALTER TABLE extended ADD COLUMN n varchar(5)").await;
+        let columns: Vec<_> = ALL_TYPES.into_iter().chain([("n", "native:character varying(5)")]).collect();
+        let extended = plan("extended", Target::ExistingTable, &columns);
+        let mut parsed = all_types();
+        parsed.batches[0].columns.push(native(&[Some("a\tb"), Some("\\N"), Some(""), None]));
+        assert_eq!(stage.import(&extended, parsed, no_rejects()).await.1, published(4, 0));
+        let rows = stage.probe.rows(&format!("{zone}SELECT * FROM extended ORDER BY row")).await;
+        let natives: Vec<_> = rows.iter().map(|row| row[15].as_deref()).collect();
+        assert_eq!(natives, [Some("a\tb"), Some("\\N"), Some(""), None]);
+        assert_eq!(rows.into_iter().map(|row| row[..15].to_vec()).collect::<Vec<_>>(), expected);
+    }
+    let existing = plan("fresh", Target::ExistingTable, &ALL_TYPES);
+    assert_eq!(stage.import(&existing, all_types(), no_rejects()).await.1, published(4, 0));
+    assert_eq!(stage.probe.rows(&format!("{zone}SELECT DISTINCT * FROM fresh ORDER BY row")).await.len(), 4);
+    assert_eq!(stage.count("fresh").await, 8);
+    stage.assert_clean().await;
+}
+
+async fn a_chunk_written_twice_is_there_once(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    let mut first = ids(1, 10);
+    first.rejects.push(parse_reject(11));
+    first.rows = 11;
+    assert_eq!(stage.write(ticket, 0, &plan, first.clone()).await, committed(11, 1));
+    assert_eq!(stage.write(ticket, 0, &plan, first.clone()).await, committed(11, 1));
+    let both = tokio::join!(stage.write(ticket, 1, &plan, ids(12, 5)), stage.write(ticket, 1, &plan, ids(12, 5)));
+    assert_eq!(both, (committed(5, 0), committed(5, 0)));
+    let ledger = stage.destination.ledger(ticket.import, ticket.attempt).await.unwrap();
+    assert_eq!(
+        ledger.iter().map(|row| (row.chunk.0, row.rows, row.rejected)).collect::<Vec<_>>(),
+        [(0, 11, 1), (1, 5, 0)]
+    );
+    assert!(stage.destination.prepare_staging(ticket, &plan).await.unwrap(), "preparing again keeps what is staged");
+    assert_eq!(stage.publish(ticket, &plan, 2, 16, any_rejects()).await, published(15, 1));
+    assert_eq!(stage.count("t").await, 15);
+    assert_eq!(stage.rejects(ticket).await.len(), 1);
+}
+
+async fn a_stale_ticket_writes_nothing(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let old = ticket();
+    assert_eq!(stage.write(old, 0, &plan, ids(1, 1)).await, Written::Fenced, "nobody raised a fence");
+    stage.begin(old, &plan).await;
+    let new = Ticket { epoch: Epoch(2), ..old };
+    assert_eq!(stage.destination.raise_fence(new).await.unwrap(), Some(FenceState::Open));
+    assert_eq!(stage.destination.raise_fence(old).await.unwrap(), None);
+    assert_eq!(stage.write(old, 0, &plan, ids(1, 1)).await, Written::Fenced);
+    assert!(!stage.destination.prepare_staging(old, &plan).await.unwrap());
+    assert_eq!(stage.publish(old, &plan, 0, 0, any_rejects()).await, PublishOutcome::Fenced);
+    assert_eq!(stage.destination.abort(old).await.unwrap(), None);
+    let retried = Ticket { attempt: Attempt(2), ..new };
+    assert_eq!(stage.destination.raise_fence(retried).await.unwrap(), Some(FenceState::Open));
+    assert_eq!(stage.write(new, 0, &plan, ids(1, 1)).await, Written::Fenced, "an old attempt");
+    assert_eq!(stage.destination.abort(retried).await.unwrap(), Some(FenceState::Aborted));
+    assert_eq!(stage.write(retried, 0, &plan, ids(1, 1)).await, Written::Fenced, "a closed fence");
+    assert_eq!(stage.publish(retried, &plan, 0, 0, any_rejects()).await, PublishOutcome::Fenced);
+    stage.assert_clean().await;
+    assert_eq!(stage.count("longshore_rejects").await, 0);
+}
+
+async fn a_published_import_stays_published(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let (ticket, outcome) = stage.import(&plan, ids(1, 3), no_rejects()).await;
+    assert_eq!(outcome, published(3, 0));
+    // Its owner never heard the answer, or a new one asks.
+    assert_eq!(stage.publish(ticket, &plan, 1, 3, no_rejects()).await, published(3, 0));
+    let next = Ticket { epoch: Epoch(2), ..ticket };
+    let marker = FenceState::Published(Published { rows_loaded: 3, rows_rejected: 0 });
+    assert_eq!(stage.destination.raise_fence(next).await.unwrap(), Some(marker.clone()));
+    assert_eq!(stage.publish(next, &plan, 1, 3, no_rejects()).await, published(3, 0));
+    assert_eq!(stage.publish(ticket, &plan, 1, 3, no_rejects()).await, PublishOutcome::Fenced);
+    assert_eq!(stage.destination.abort(next).await.unwrap(), Some(marker));
+    assert_eq!(stage.write(next, 0, &plan, ids(1, 3)).await, Written::Fenced);
+    assert_eq!(stage.count("t").await, 3);
+    stage.assert_clean().await;
+}
+
+async fn two_imports_that_make_one_table_do_not_overwrite_it(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let (one, two) = (ticket(), ticket());
+    for ticket in [one, two] {
+        stage.begin(ticket, &plan).await;
+        stage.write(ticket, 0, &plan, ids(1, 3)).await;
+    }
+    let outcomes =
+        tokio::join!(stage.publish(one, &plan, 1, 3, no_rejects()), stage.publish(two, &plan, 1, 3, no_rejects()));
+    let loser = match outcomes {
+        (PublishOutcome::Published(_), PublishOutcome::TableAppeared) => two,
+        (PublishOutcome::TableAppeared, PublishOutcome::Published(_)) => one,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(stage.count("t").await, 3);
+    // The loser plans again, as a new attempt.
+    let again = Ticket { attempt: Attempt(2), ..loser };
+    let existing = support::plan("t", Target::ExistingTable, &ID_NAME);
+    stage.begin(again, &existing).await;
+    stage.write(again, 0, &existing, ids(1, 3)).await;
+    assert_eq!(stage.publish(again, &existing, 1, 3, no_rejects()).await, published(3, 0));
+    assert_eq!(stage.count("t").await, 6);
+    stage.assert_clean().await;
+}
+
+async fn of_rows_that_collide_the_lowest_stays(stage: Stage) {
+    stage.probe.run("CREATE TABLE t (id bigint NOT NULL UNIQUE, name text); INSERT INTO t VALUES (4, 'old')").await;
+    let plan = plan("t", Target::ExistingTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    // Written out of order: the order of the file counts.
+    let second = chunk(5, vec![int64(&[Some(1), Some(5), Some(2)]), text(&[Some("r5"), Some("r6"), Some("r7")])], 3);
+    let first = chunk(
+        1,
+        vec![int64(&[Some(1), Some(2), Some(3), Some(4)]), text(&[Some("r1"), Some("r2"), Some("r3"), Some("r4")])],
+        4,
+    );
+    stage.write(ticket, 1, &plan, second).await;
+    stage.write(ticket, 0, &plan, first).await;
+    assert_eq!(stage.publish(ticket, &plan, 2, 7, any_rejects()).await, published(4, 3));
+    let rows = stage.probe.rows("SELECT id, name FROM t ORDER BY id").await;
+    assert_eq!(rows, [["1", "r1"], ["2", "r2"], ["3", "r3"], ["4", "old"], ["5", "r6"]].map(|row| some(&row)));
+    let rejects = stage.rejects(ticket).await;
+    assert_eq!(rejects.iter().map(|reject| reject.row.0).collect::<Vec<_>>(), [4, 5, 7]);
+    for reject in rejects {
+        assert_eq!(reject.reason, RejectReason::ConstraintViolation);
+        assert_eq!((reject.line.0, reject.record), (reject.row.0 + 1, record_of(reject.row.0)));
+        assert!(reject.detail.contains("t_id_key") || reject.detail.contains("t.id"), "{}", reject.detail);
+    }
+    stage.assert_clean().await;
+}
+
+async fn more_refused_rows_than_allowed_leave_the_table_untouched_and_stay_listed(stage: Stage) {
+    stage
+        .probe
+        .run("CREATE TABLE t (id bigint PRIMARY KEY, name text); INSERT INTO t VALUES (3, 'old'), (5, 'old')")
+        .await;
+    let plan = plan("t", Target::ExistingTable, &ID_NAME);
+    let (ticket, outcome) = stage.import(&plan, ids(1, 6), no_rejects()).await;
+    assert_eq!(problem(&outcome), ProblemKind::TooManyRejects);
+    assert_eq!(stage.count("t").await, 2);
+    assert_eq!(stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect::<Vec<_>>(), [3]);
+    // Asked again it answers again; then the owner aborts, and the list stays.
+    assert_eq!(problem(&stage.publish(ticket, &plan, 1, 6, no_rejects()).await), ProblemKind::TooManyRejects);
+    assert_eq!(stage.destination.abort(ticket).await.unwrap(), Some(FenceState::Aborted));
+    assert_eq!(stage.rejects(ticket).await.len(), 1);
+    assert_eq!(stage.count("t").await, 2);
+    stage.assert_clean().await;
+    // A limit that is not exceeded, and rejects of the parser count too.
+    let two = longshore_domain::OnError { max_rejects: Some(2) };
+    assert_eq!(stage.import(&plan, ids(3, 1).renumbered(1), two).await.1, published(0, 1));
+    let mut parsed = ids(7, 1).renumbered(1);
+    parsed.rejects = vec![parse_reject(2), parse_reject(3), parse_reject(4)];
+    parsed.rows = 4;
+    assert_eq!(problem(&stage.import(&plan, parsed, two).await.1), ProblemKind::TooManyRejects);
+}
+
+/// Other numbers for the same rows.
+trait Renumbered {
+    fn renumbered(self, first: u64) -> Self;
+}
+
+impl Renumbered for ParsedChunk {
+    fn renumbered(mut self, first: u64) -> Self {
+        self.batches[0].numbers = RowNumbers::From(first);
+        self
+    }
+}
+
+async fn null_and_check_constraints_refuse_single_rows(stage: Stage) {
+    stage.probe.run("CREATE TABLE t (id bigint NOT NULL CHECK (id > 0), name text)").await;
+    let plan = plan("t", Target::ExistingTable, &ID_NAME);
+    let ids = [Some(1), None, Some(-3), Some(4)];
+    let parsed = chunk(1, vec![int64(&ids), text(&[None; 4])], 4);
+    let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+    assert_eq!(outcome, published(2, 2));
+    let rejects = stage.rejects(ticket).await;
+    assert_eq!(
+        rejects.iter().map(|reject| (reject.row.0, reject.column.as_deref())).collect::<Vec<_>>(),
+        [(2, Some("id")), (3, None)]
+    );
+}
+
+async fn counts_that_do_not_add_up_are_not_published(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    stage.write(ticket, 0, &plan, ids(1, 3)).await;
+    for (chunks, rows) in [(2, 3), (1, 4), (0, 0)] {
+        assert_eq!(
+            problem(&stage.publish(ticket, &plan, chunks, rows, any_rejects()).await),
+            ProblemKind::CountMismatch
+        );
+    }
+    assert!(!stage.probe.tables().await.contains("t"));
+    assert_eq!(stage.publish(ticket, &plan, 1, 3, any_rejects()).await, published(3, 0));
+}
+
+async fn chunks_whose_row_numbers_do_not_follow_each_other_are_not_published(stage: Stage) {
+    for (first, index) in [(3, 1), (5, 1), (4, 2)] {
+        let plan = plan("t", Target::NewTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        stage.write(ticket, 0, &plan, ids(1, 3)).await;
+        stage.write(ticket, index, &plan, ids(first, 3)).await;
+        let outcome = stage.publish(ticket, &plan, 2, 6, any_rejects()).await;
+        assert_eq!(problem(&outcome), ProblemKind::CountMismatch, "{first} {index}");
+    }
+}
+
+async fn a_chunk_that_miscounts_is_refused(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    let mut too_many = ids(1, 3);
+    too_many.rows = 4;
+    let mut gap = ids(1, 3);
+    gap.batches[0].numbers = RowNumbers::Listed(vec![1, 2, 4]);
+    let mut narrow = ids(1, 3);
+    narrow.batches[0].columns.pop();
+    for parsed in [too_many, gap, narrow] {
+        let outcome = stage.destination.write_chunk(ticket, ChunkIndex(0), &plan, parsed, &Records).await;
+        assert!(
+            matches!(&outcome, Err(DestinationError::Refused(problem)) if problem.kind == ProblemKind::CountMismatch),
+            "{outcome:?}"
+        );
+    }
+    assert!(stage.destination.ledger(ticket.import, ticket.attempt).await.unwrap().is_empty());
+}
+
+async fn an_aborted_import_leaves_only_its_rejects(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    let mut parsed = ids(1, 3);
+    parsed.rejects.push(parse_reject(4));
+    parsed.rows = 4;
+    stage.write(ticket, 0, &plan, parsed).await;
+    for _ in 0..2 {
+        assert_eq!(stage.destination.abort(ticket).await.unwrap(), Some(FenceState::Aborted));
+    }
+    stage.assert_clean().await;
+    assert!(!stage.probe.tables().await.contains("t"));
+    assert_eq!(stage.rejects(ticket).await.len(), 1);
+    assert_eq!(
+        stage.destination.raise_fence(Ticket { epoch: Epoch(2), ..ticket }).await.unwrap(),
+        Some(FenceState::Aborted)
+    );
+}
+
+async fn a_new_attempt_begins_anew(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let first = ticket();
+    stage.begin(first, &plan).await;
+    let mut parsed = ids(1, 3);
+    parsed.rejects.push(parse_reject(4));
+    parsed.rows = 4;
+    stage.write(first, 0, &plan, parsed).await;
+    stage.destination.abort(first).await.unwrap();
+    let second = Ticket { attempt: Attempt(2), epoch: Epoch(2), ..first };
+    assert_eq!(stage.destination.raise_fence(second).await.unwrap(), Some(FenceState::Open));
+    assert!(stage.destination.prepare_staging(second, &plan).await.unwrap());
+    assert!(stage.rejects(first).await.is_empty());
+    assert_eq!(stage.write(second, 0, &plan, ids(1, 2)).await, committed(2, 0));
+    assert_eq!(stage.publish(second, &plan, 1, 2, no_rejects()).await, published(2, 0));
+    stage.assert_clean().await;
+}
+
+async fn dropped_staging_is_noticed(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    stage.write(ticket, 0, &plan, ids(1, 3)).await;
+    stage.probe.run(&format!("DROP TABLE longshore_staging_{}_1", ticket.import.0.simple())).await;
+    let written = stage.destination.write_chunk(ticket, ChunkIndex(1), &plan, ids(4, 3), &Records).await;
+    assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
+    let planned = Planned { chunks: 1, rows: 3 };
+    let outcome = stage.destination.publish(ticket, &plan, planned, any_rejects(), &Records).await;
+    assert!(matches!(outcome, Err(DestinationError::StagingLost { .. })), "{outcome:?}");
+    let prepared = stage.destination.prepare_staging(ticket, &plan).await;
+    assert!(matches!(prepared, Err(DestinationError::StagingLost { .. })), "{prepared:?}");
+    let next = Ticket { attempt: Attempt(2), ..ticket };
+    stage.begin(next, &plan).await;
+    assert_eq!(stage.write(next, 0, &plan, ids(1, 3)).await, committed(3, 0));
+}
+
+async fn odd_identifiers_are_just_names(stage: Stage) {
+    let columns =
+        [("select", "int64"), ("a\"b; DROP TABLE x --", "text"), ("Größe in m²", "text"), ("longshore_row", "int32")];
+    let parsed = || {
+        let row = Values::Int32(Int32Chunked::from_slice("".into(), &[7, 8]));
+        let columns = vec![int64(&[Some(1), Some(2)]), text(&[Some("x"), None]), text(&[Some("1"), Some("2")]), row];
+        chunk(1, columns, 2)
+    };
+    for table in ["\"select\"", "\"a\"\"b\"", "\"Mixed Case\"", "größe", "\"semi;colon'--\"", "\"a.b\""] {
+        let new = plan(table, Target::NewTable, &columns);
+        assert_eq!(stage.import(&new, parsed(), no_rejects()).await.1, published(2, 0), "{table}");
+        let existing = plan(table, Target::ExistingTable, &columns);
+        let described = stage.destination.describe(&existing.table).await.unwrap().unwrap();
+        let names: Vec<_> = described.columns.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!(names, columns.map(|(name, _)| name));
+        assert_eq!(stage.import(&existing, parsed(), no_rejects()).await.1, published(2, 0), "{table}");
+        let quoted = format!("\"{}\"", existing.table.name().replace('"', "\"\""));
+        assert_eq!(stage.count(&quoted).await, 4, "{table}");
+    }
+    stage.assert_clean().await;
+    for bad in ["", "a\0b"] {
+        let ticket = ticket();
+        stage.destination.raise_fence(ticket).await.unwrap();
+        let refused = stage.destination.prepare_staging(ticket, &plan("t", Target::NewTable, &[(bad, "text")])).await;
+        assert!(matches!(refused, Err(DestinationError::Refused(_))), "{bad:?}: {refused:?}");
+    }
+}
+
+async fn parser_rejects_are_kept_byte_for_byte(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    let rejects: Vec<_> = (1..=4_500).map(parse_reject).collect();
+    let parsed = ParsedChunk { rows: 4_500, rejects, ..ParsedChunk::default() };
+    assert_eq!(stage.write(ticket, 0, &plan, parsed).await, committed(4_500, 4_500));
+    let listed = stage.rejects(ticket).await;
+    assert_eq!(listed.len(), 4_500);
+    let (mut first, expected) = (listed[0].clone(), parse_reject(1));
+    first.detail.clone_from(&expected.detail);
+    assert_eq!(first, expected);
+    let page = stage.destination.rejects(ticket.import, ticket.attempt, listed[9].row, 3).await.unwrap();
+    assert_eq!(page.iter().map(|reject| reject.row.0).collect::<Vec<_>>(), [11, 12, 13]);
+}
+
+async fn views_and_unknown_schemas_are_refused(stage: Stage) {
+    stage.probe.run("CREATE TABLE t (id bigint); CREATE VIEW v AS SELECT id FROM t; CREATE INDEX i ON t (id)").await;
+    for table in ["v", "i", "nowhere.t"] {
+        let described = stage.destination.describe(&table.parse().unwrap()).await;
+        assert!(
+            matches!(&described, Err(DestinationError::Refused(problem)) if problem.kind == ProblemKind::DestinationMismatch),
+            "{table}: {described:?}"
+        );
+    }
+    let ticket = ticket();
+    stage.destination.raise_fence(ticket).await.unwrap();
+    let prepared = stage.destination.prepare_staging(ticket, &plan("nowhere.t", Target::NewTable, &ID_NAME)).await;
+    assert!(matches!(prepared, Err(DestinationError::Refused(_))), "{prepared:?}");
+    assert!(stage.destination.describe(&"missing".parse().unwrap()).await.unwrap().is_none());
+}
+
+async fn columns_that_are_not_there_are_refused(stage: Stage) {
+    stage.probe.run("CREATE TABLE t (id bigint, sum bigint GENERATED ALWAYS AS (id + 1) STORED)").await;
+    for columns in [[("id", "int64"), ("name", "text")], [("id", "int64"), ("sum", "int64")]] {
+        let ticket = ticket();
+        stage.destination.raise_fence(ticket).await.unwrap();
+        let prepared = stage.destination.prepare_staging(ticket, &plan("t", Target::ExistingTable, &columns)).await;
+        assert!(
+            matches!(&prepared, Err(DestinationError::Refused(problem)) if problem.detail.contains(columns[1].0)),
+            "{prepared:?}"
+        );
+    }
+    let described = stage.destination.describe(&"t".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(described.columns.iter().map(|column| column.generated).collect::<Vec<_>>(), [false, true]);
+    stage.assert_clean().await;
+}
+
+async fn two_prepares_at_once_do_no_harm(stage: Stage) {
+    stage.probe.run("DROP TABLE longshore_fences; DROP TABLE longshore_ledger; DROP TABLE longshore_rejects").await;
+    let all = tokio::join!(stage.destination.prepare(), stage.destination.prepare(), stage.destination.prepare());
+    assert!(matches!(all, (Ok(()), Ok(()), Ok(()))), "{all:?}");
+    stage.destination.check().await.unwrap();
+}
+
+async fn an_empty_file_makes_an_empty_table(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    assert_eq!(stage.write(ticket, 0, &plan, ParsedChunk::default()).await, committed(0, 0));
+    assert_eq!(stage.publish(ticket, &plan, 1, 0, no_rejects()).await, published(0, 0));
+    assert_eq!(stage.count("t").await, 0);
+}
+
+async fn workers_write_chunks_of_one_import_at_once(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    let tasks: Vec<_> = (0..8u32)
+        .map(|index| {
+            let (stage, plan) = (stage.clone(), plan.clone());
+            tokio::spawn(
+                async move { stage.write(ticket, index, &plan, ids(1 + u64::from(index) * 20_000, 20_000)).await },
+            )
+        })
+        .collect();
+    for task in tasks {
+        assert_eq!(task.await.unwrap(), committed(20_000, 0));
+    }
+    assert_eq!(stage.publish(ticket, &plan, 8, 160_000, no_rejects()).await, published(160_000, 0));
+    assert_eq!(
+        stage.probe.rows("SELECT count(DISTINCT id), min(id), max(id) FROM t").await,
+        [some(&["160000", "1", "160000"])]
+    );
+}
+
+/// What only PostgreSQL has.
+mod postgres_only {
+    use super::*;
+
+    macro_rules! tests {
+        ($($name:ident)*) => {
+            mod run {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() { super::super::support::on_postgres(super::$name).await })*
+            }
+        };
+    }
+
+    tests! {
+        a_new_epoch_ends_the_sessions_of_an_old_one
+        native_types_are_read_as_by_copy
+        many_bad_rows_are_found_in_one_chunk
+        a_text_that_the_database_cannot_hold_is_a_reject
+        defaults_identities_and_triggers_act_as_under_copy
+        a_schema_and_a_partitioned_table_take_rows
+        deferred_constraints_and_swallowed_rows_are_rejects
+        unusual_numerics_and_types_are_native
+        a_server_that_is_away_is_unavailable
+        an_abandoned_write_leaves_its_pool_usable
+    }
+
+    async fn a_new_epoch_ends_the_sessions_of_an_old_one(stage: Stage) {
+        let plan = plan("t", Target::NewTable, &ID_NAME);
+        let old = ticket();
+        stage.begin(old, &plan).await;
+        stage.write(old, 0, &plan, ids(1, 3)).await;
+        // A paused worker: in its transaction it holds locks on the staging table and the fence.
+        let staging = format!("longshore_staging_{}_1", old.import.0.simple());
+        let pool = stage.postgres.as_ref().unwrap().pool().clone();
+        let mut paused = pool.acquire().await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+            "BEGIN; SET LOCAL application_name = 'longshore/{}/1/1'; LOCK TABLE {staging}; \
+             SELECT * FROM longshore_fences WHERE import = '{}' FOR SHARE",
+            old.import, old.import
+        )))
+        .execute(&mut *paused)
+        .await
+        .unwrap();
+        // Another import's session must live.
+        let mut bystander = pool.acquire().await.unwrap();
+        sqlx::raw_sql("BEGIN; SET LOCAL application_name = 'longshore/00000000-0000-7000-8000-000000000000/1/1'")
+            .execute(&mut *bystander)
+            .await
+            .unwrap();
+        let new = Ticket { epoch: Epoch(2), attempt: Attempt(2), ..old };
+        assert_eq!(stage.destination.raise_fence(new).await.unwrap(), Some(FenceState::Open));
+        assert!(stage.destination.prepare_staging(new, &plan).await.unwrap());
+        assert!(sqlx::raw_sql("COMMIT").execute(&mut *paused).await.is_err(), "the old session is gone");
+        assert!(sqlx::raw_sql("COMMIT").execute(&mut *bystander).await.is_ok());
+        assert_eq!(stage.write(old, 1, &plan, ids(4, 3)).await, Written::Fenced);
+        assert_eq!(stage.write(new, 0, &plan, ids(1, 3)).await, committed(3, 0));
+    }
+
+    async fn native_types_are_read_as_by_copy(stage: Stage) {
+        stage
+            .probe
+            .run(
+                "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN positive AS int CHECK (VALUE > 0); \
+                 CREATE TABLE t (id smallint, code varchar(3), m mood, p positive, addr inet, tags text[], doc json, \
+                                 amount numeric, at timestamp(0))",
+            )
+            .await;
+        let described = stage.destination.describe(&"t".parse().unwrap()).await.unwrap().unwrap();
+        let columns: Vec<(String, String)> =
+            described.columns.iter().map(|column| (column.name.clone(), column.kind.to_string())).collect();
+        assert!(described.columns.iter().all(|column| matches!(column.kind, ColumnType::Native(_))), "{columns:?}");
+        let columns: Vec<_> = columns.iter().map(|(name, kind)| (name.as_str(), kind.as_str())).collect();
+        let plan = plan("t", Target::ExistingTable, &columns);
+        let good = ["1", "abc", "ok", "5", "10.0.0.1/8", "{a,\"b c\"}", "{\"a\":  1}", "1.50", "2013-01-01 10:00:00.6"];
+        // One cell is bad in each row but the first and the last.
+        let bad = ["40000", "abcd", "glad", "-1", "10.0.0.300", "{a", "{", "1,5", "yesterdayish"];
+        let rows = bad.len() + 2;
+        let cells: Vec<Vec<Option<&str>>> = (0..good.len())
+            .map(|column| {
+                (0..rows).map(|row| Some(if row == column + 1 { bad[column] } else { good[column] })).collect()
+            })
+            .collect();
+        let parsed = chunk(1, cells.iter().map(|cells| native(cells)).collect(), rows);
+        let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+        assert_eq!(outcome, published(2, 9));
+        for (i, reject) in stage.rejects(ticket).await.into_iter().enumerate() {
+            assert_eq!(reject.row.0, i as u64 + 2);
+            assert_eq!(reject.column.as_deref(), Some(columns[i].0), "{reject:?}");
+            assert_eq!(reject.value.as_deref(), Some(bad[i].as_bytes()));
+            assert_eq!(reject.record, record_of(reject.row.0));
+            let constraint = columns[i].0 == "p";
+            let expected = if constraint { RejectReason::ConstraintViolation } else { RejectReason::InvalidValue };
+            assert_eq!(reject.reason, expected, "{reject:?}");
+        }
+        let expected =
+            some(&["1", "abc", "ok", "5", "10.0.0.1/8", "{a,\"b c\"}", "{\"a\":  1}", "1.50", "2013-01-01 10:00:01"]);
+        assert_eq!(stage.probe.rows("SELECT * FROM t").await, [expected.clone(), expected]);
+    }
+
+    async fn many_bad_rows_are_found_in_one_chunk(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (id bigint, code smallint)").await;
+        let plan = plan("t", Target::ExistingTable, &[("id", "int64"), ("code", "native:smallint")]);
+        let rows = 20_000;
+        let codes: Vec<String> = (0..rows)
+            .map(|i| if i % 97 == 0 || (500..540).contains(&i) { "x".to_owned() } else { (i % 100).to_string() })
+            .collect();
+        let bad = codes.iter().filter(|code| *code == "x").count() as u64;
+        let codes: Vec<_> = codes.iter().map(|code| Some(code.as_str())).collect();
+        let numbers: Vec<_> = (0..rows).map(|i| Some(i as i64)).collect();
+        // Two batches, with the second row of each pair in the second one.
+        let half = |odd: usize| {
+            let pick = |i: &usize| i % 2 == odd;
+            let places: Vec<usize> = (0..rows).filter(pick).collect();
+            Batch {
+                rows: places.len(),
+                numbers: RowNumbers::Listed(places.iter().map(|i| *i as u64 + 1).collect()),
+                columns: vec![
+                    int64(&places.iter().map(|i| numbers[*i]).collect::<Vec<_>>()),
+                    native(&places.iter().map(|i| codes[*i]).collect::<Vec<_>>()),
+                ],
+            }
+        };
+        let parsed = ParsedChunk { rows: rows as u64, batches: vec![half(0), half(1)], ..ParsedChunk::default() };
+        let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+        assert_eq!(outcome, published(rows as u64 - bad, bad));
+        let listed: Vec<u64> = stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect();
+        let expected: Vec<u64> = (0..rows).filter(|i| codes[*i] == Some("x")).map(|i| i as u64 + 1).collect();
+        assert_eq!(listed, expected);
+    }
+
+    async fn a_text_that_the_database_cannot_hold_is_a_reject(stage: Stage) {
+        let plan = plan("t", Target::NewTable, &[("id", "int64"), ("name", "text"), ("doc", "json")]);
+        let docs = Values::Json(StringChunked::from_slice("".into(), &["1", "2", "\"\\u0000\""]));
+        let parsed =
+            chunk(1, vec![int64(&[Some(1), Some(2), Some(3)]), text(&[Some("a"), Some("b\0c"), Some("d")]), docs], 3);
+        let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+        assert_eq!(outcome, published(1, 2));
+        let rejects = stage.rejects(ticket).await;
+        let found: Vec<_> =
+            rejects.iter().map(|reject| (reject.row.0, reject.column.as_deref(), reject.value.as_deref())).collect();
+        assert_eq!(found, [(2, Some("name"), Some(&b"b\0c"[..])), (3, Some("doc"), Some(&b"\"\\u0000\""[..]))]);
+    }
+
+    async fn defaults_identities_and_triggers_act_as_under_copy(stage: Stage) {
+        stage
+            .probe
+            .run(
+                "CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY, n bigserial, name text NOT NULL, made text DEFAULT 'now', \
+                                 twice bigint GENERATED ALWAYS AS (n * 2) STORED); \
+                 CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN NEW.name := coalesce(NEW.name, ''none''); RETURN NEW; END'; \
+                 CREATE TRIGGER f BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+            )
+            .await;
+        let described = stage.destination.describe(&"t".parse().unwrap()).await.unwrap().unwrap();
+        let flags: Vec<_> =
+            described.columns.iter().map(|column| (column.has_default, column.generated, column.nullable)).collect();
+        assert_eq!(flags[0], (true, false, true), "an identity; nullable, since a trigger runs before the check");
+        assert_eq!((flags[1].0, flags[3].0, flags[4].1), (true, true, true));
+        let names = plan("t", Target::ExistingTable, &[("name", "text")]);
+        let parsed = chunk(1, vec![text(&[Some("a"), None, Some("c")])], 3);
+        assert_eq!(stage.import(&names, parsed, no_rejects()).await.1, published(3, 0));
+        let with_id = plan("t", Target::ExistingTable, &[("id", "int64"), ("name", "text")]);
+        let parsed = chunk(1, vec![int64(&[Some(77)]), text(&[Some("d")])], 1);
+        assert_eq!(stage.import(&with_id, parsed, no_rejects()).await.1, published(1, 0));
+        let rows = stage.probe.rows("SELECT id, n, name, made, twice FROM t ORDER BY n").await;
+        let expected = [
+            ["1", "1", "a", "now", "2"],
+            ["2", "2", "none", "now", "4"],
+            ["3", "3", "c", "now", "6"],
+            ["77", "4", "d", "now", "8"],
+        ];
+        assert_eq!(rows, expected.map(|row| some(&row)));
+    }
+
+    async fn a_schema_and_a_partitioned_table_take_rows(stage: Stage) {
+        stage
+            .probe
+            .run(
+                "CREATE SCHEMA \"Sales\"; CREATE TABLE \"Sales\".parts (id bigint, name text) PARTITION BY RANGE (id); \
+                 CREATE TABLE \"Sales\".low PARTITION OF \"Sales\".parts FOR VALUES FROM (1) TO (3)",
+            )
+            .await;
+        let new = plan("Sales.fresh", Target::NewTable, &ID_NAME);
+        assert_eq!(stage.import(&new, ids(1, 3), no_rejects()).await.1, published(3, 0));
+        assert_eq!(stage.count("\"Sales\".fresh").await, 3);
+        let parts = plan("Sales.parts", Target::ExistingTable, &ID_NAME);
+        // Row 3 has no partition.
+        assert_eq!(stage.import(&parts, ids(1, 3), any_rejects()).await.1, published(2, 1));
+        stage.assert_clean().await;
+    }
+
+    async fn deferred_constraints_and_swallowed_rows_are_rejects(stage: Stage) {
+        stage
+            .probe
+            .run(
+                "CREATE TABLE t (id bigint UNIQUE DEFERRABLE INITIALLY DEFERRED, name text); \
+                 CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN IF NEW.name = ''skip'' THEN RETURN NULL; ELSIF NEW.name = ''raise'' THEN RAISE ''no''; END IF; RETURN NEW; END'; \
+                 CREATE TRIGGER f BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+            )
+            .await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let parsed = chunk(
+            1,
+            vec![
+                int64(&[Some(1), Some(1), Some(2), Some(3), Some(4)]),
+                text(&[Some("a"), Some("b"), Some("skip"), Some("raise"), Some("e")]),
+            ],
+            5,
+        );
+        let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+        assert_eq!(outcome, published(2, 3));
+        assert_eq!(stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect::<Vec<_>>(), [2, 3, 4]);
+        assert_eq!(stage.probe.rows("SELECT name FROM t ORDER BY id").await, [some(&["a"]), some(&["e"])]);
+    }
+
+    async fn unusual_numerics_and_types_are_native(stage: Stage) {
+        stage
+            .probe
+            .run("CREATE TABLE t (a numeric(38,38), b numeric(39,2), c numeric(5,-2), d numeric(3,5), e numeric, f real, g char(3), h timestamptz(3))")
+            .await;
+        let described = stage.destination.describe(&"t".parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(described.columns[0].kind, ColumnType::Decimal { precision: 38, scale: 38 });
+        assert!(
+            described.columns[1..].iter().all(|column| matches!(column.kind, ColumnType::Native(_))),
+            "{described:?}"
+        );
+        let refused = stage.destination.describe(&"pg_class".parse().unwrap()).await;
+        assert!(matches!(refused, Err(DestinationError::Refused(_))));
+    }
+
+    async fn a_server_that_is_away_is_unavailable(stage: Stage) {
+        let mut url = url::Url::parse(&stage.url).unwrap();
+        url.set_password(Some("hush-hush")).unwrap();
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        url.set_port(Some(port)).unwrap();
+        let away = longshore_storage::destination::postgres::PostgresDestination::connect(url.as_str(), 1).unwrap();
+        let Err(DestinationError::Unavailable { reason }) = away.check().await else { panic!("it answered") };
+        assert!(!reason.contains("hush-hush"), "{reason}");
+    }
+
+    async fn an_abandoned_write_leaves_its_pool_usable(stage: Stage) {
+        let plan = plan("t", Target::NewTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        // Each write is given up at another of its steps.
+        for polls in 1..40 {
+            let mut write =
+                Box::pin(stage.destination.write_chunk(ticket, ChunkIndex(0), &plan, ids(1, 5_000), &Records));
+            let mut left = polls;
+            let given_up = std::future::poll_fn(|context| {
+                left -= 1;
+                match write.as_mut().poll(context) {
+                    std::task::Poll::Ready(_) => std::task::Poll::Ready(false),
+                    std::task::Poll::Pending if left == 0 => std::task::Poll::Ready(true),
+                    std::task::Poll::Pending => std::task::Poll::Pending,
+                }
+            })
+            .await;
+            drop(write);
+            if !given_up {
+                break;
+            }
+        }
+        assert_eq!(stage.write(ticket, 0, &plan, ids(1, 5_000)).await, committed(5_000, 0));
+        assert_eq!(stage.publish(ticket, &plan, 1, 5_000, no_rejects()).await, published(5_000, 0));
+        assert_eq!(stage.count("t").await, 5_000);
+    }
+}
