@@ -1,0 +1,278 @@
+//! One chunk on a worker: claim, get, parse, write, commit, and only then acknowledge. Three functions in a row, not three
+//! actors. Called by the worker factory ([`crate::pool`]); tells the import's owner by a report, which is a hint.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use longshore_domain::{ByteRange, ImportState, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber, Tally};
+use longshore_parse::{ChunkInput, ParsedChunk, find_records, oversized_reject, parse_chunk};
+use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, Receipt};
+use longshore_storage::database::{ChunkClaim, ImportRecord, NewChunk, RENEW_EVERY};
+use longshore_storage::destination::{DestinationError, RecordLookup, Ticket, Written};
+use longshore_storage::objects::ObjectError;
+
+use crate::patience::{Gave, patiently};
+use crate::services::Services;
+
+/// Of a record that is too large, this much is fetched for the reject.
+const OVERSIZED_SAMPLE: u64 = 64 * 1024;
+
+/// What became of a job. In every case the message is answered for; the database is the truth.
+#[derive(Debug)]
+enum Outcome {
+    /// The chunk is committed.
+    Finished(Tally),
+    /// Nothing to do here: another worker, another epoch, or done before.
+    NotOurs,
+    /// The owner has to look at the import.
+    LookAgain,
+    /// This node stops; somebody else has to do it.
+    HandBack,
+}
+
+/// Works on a chunk job to its end. `stop` is this node's.
+pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Receipt, stop: &CancellationToken) {
+    let outcome = match try_chunk(services, job, receipt, stop).await {
+        Ok(outcome) => outcome,
+        Err(Gave::Stopped) => Outcome::HandBack,
+        Err(Gave::Up(problem)) => fail_import(services, job, &problem).await,
+    };
+    tracing::debug!(?outcome, "chunk job ended");
+    let report = match outcome {
+        Outcome::Finished(tally) => Some(ChunkOutcome::Finished(tally)),
+        Outcome::LookAgain => Some(ChunkOutcome::Changed),
+        Outcome::NotOurs | Outcome::HandBack => None,
+    };
+    if let Some(outcome) = report
+        && let Err(error) = services.bus.report(&ChunkReport { job, outcome }).await
+    {
+        tracing::debug!(%error, "report not sent; the owner finds the chunk in the database");
+    }
+    let answered = match outcome {
+        Outcome::HandBack => receipt.hand_back(std::time::Duration::ZERO).await,
+        _ => receipt.ack().await,
+    };
+    if let Err(error) = answered {
+        tracing::debug!(%error, "job not acknowledged; it comes again and finds its chunk done");
+    }
+}
+
+/// Claims the chunk and works on it while a heartbeat keeps claim and message.
+async fn try_chunk(
+    services: &Services,
+    job: ChunkJob,
+    receipt: &dyn Receipt,
+    stop: &CancellationToken,
+) -> Result<Outcome, Gave<Problem>> {
+    let database = &services.database;
+    let read = || database.import(job.import);
+    let Some(record) = patiently(stop, "read import", read).await.map_err(no_problem)? else {
+        return Ok(Outcome::NotOurs);
+    };
+    let current = record.epoch == job.epoch
+        && record.attempt == job.attempt
+        && matches!(record.state, ImportState::Planning | ImportState::Running);
+    let (Some(plan), Some(etag), true) = (&record.plan, &record.etag, current) else {
+        return Ok(Outcome::NotOurs);
+    };
+    let worker = &services.settings.name;
+    let claim = patiently(stop, "claim chunk", || database.claim_chunk(&job, worker)).await.map_err(no_problem)?;
+    let ChunkClaim::Claimed(chunk) = claim else {
+        return Ok(Outcome::NotOurs);
+    };
+    // Cancelled when the claim is lost, or the node stops.
+    let lost = stop.child_token();
+    let work = load(services, job, &record, plan, etag, chunk.planned, &lost);
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        () = keep(services, job, receipt, &lost) => Err(Gave::Stopped),
+    };
+    match &outcome {
+        Ok(Outcome::Finished(_)) => {}
+        // Done or not, this worker no longer works on it: the next one need not wait for the claim to run out.
+        _ => {
+            if let Err(error) = database.release_chunk(&job, worker).await {
+                tracing::debug!(%error, "claim not released; it runs out");
+            }
+        }
+    }
+    outcome
+}
+
+/// Renews claim and message; returns when the claim is lost.
+async fn keep(services: &Services, job: ChunkJob, receipt: &dyn Receipt, lost: &CancellationToken) {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        if let Err(error) = receipt.keep().await {
+            tracing::debug!(%error, "job not kept");
+        }
+        match services.database.keep_chunk(&job, &services.settings.name).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!("the claim of this chunk was lost");
+                lost.cancel();
+                return;
+            }
+            // The fence decides at the commit, not this clock.
+            Err(error) => tracing::warn!(%error, "the claim of this chunk was not renewed"),
+        }
+    }
+}
+
+/// Get, parse, write, commit.
+async fn load(
+    services: &Services,
+    job: ChunkJob,
+    record: &ImportRecord,
+    plan: &LoadPlan,
+    etag: &str,
+    chunk: NewChunk,
+    stop: &CancellationToken,
+) -> Result<Outcome, Gave<Problem>> {
+    let bytes = fetch(services, &record.object_key, etag, &chunk, stop).await?;
+    let shared = Arc::new((plan.clone(), bytes));
+    let (parsed, shared) = parse(shared, chunk).await?;
+    if !parsed.widenings.is_empty() {
+        return match store_widenings(services, job, &parsed, stop).await? {
+            true => Ok(Outcome::LookAgain),
+            false => Ok(Outcome::NotOurs),
+        };
+    }
+    let ticket = Ticket { import: job.import, attempt: job.attempt, epoch: job.epoch };
+    let lookup = ChunkLookup { shared: Arc::clone(&shared), chunk };
+    let mut parsed = Some(parsed);
+    let written = loop {
+        let rows = match parsed.take() {
+            Some(parsed) => parsed,
+            None => parse(Arc::clone(&shared), chunk).await?.0,
+        };
+        match services.destination.write_chunk(ticket, job.chunk, plan, rows, &lookup).await {
+            Ok(written) => break written,
+            Err(DestinationError::Unavailable { reason }) => {
+                tracing::warn!(reason, "chunk not written; trying again");
+                pause(stop).await?;
+            }
+            Err(DestinationError::StagingLost { reason }) => {
+                tracing::warn!(reason, "staging is gone");
+                return Ok(Outcome::LookAgain);
+            }
+            Err(DestinationError::Refused(problem)) => return Err(Gave::Up(problem)),
+        }
+    };
+    let Written::Committed(tally) = written else {
+        tracing::info!("the fence refused this chunk");
+        return Ok(Outcome::NotOurs);
+    };
+    let finish = || services.database.finish_chunk(job.import, job.attempt, job.chunk, tally.rejected);
+    patiently(stop, "mark chunk done", finish).await.map_err(no_problem)?;
+    Ok(Outcome::Finished(Tally { bytes: chunk.range.len(), chunks: 1, ..tally }))
+}
+
+/// A second between two tries of a write.
+async fn pause(stop: &CancellationToken) -> Result<(), Gave<Problem>> {
+    tokio::select! {
+        () = stop.cancelled() => Err(Gave::Stopped),
+        () = tokio::time::sleep(std::time::Duration::from_secs(1)) => Ok(()),
+    }
+}
+
+/// The chunk's bytes of the object that was planned; of an oversized record its beginning.
+async fn fetch(
+    services: &Services,
+    key: &str,
+    etag: &str,
+    chunk: &NewChunk,
+    stop: &CancellationToken,
+) -> Result<Bytes, Gave<Problem>> {
+    let end =
+        if chunk.oversized { chunk.range.end.0.min(chunk.range.start.0 + OVERSIZED_SAMPLE) } else { chunk.range.end.0 };
+    let range = ByteRange::new(chunk.range.start.0, end);
+    if range.is_empty() {
+        return Ok(Bytes::new());
+    }
+    patiently(stop, "get chunk", || services.objects.get_range(key, range, etag)).await.map_err(|gave| match gave {
+        Gave::Stopped => Gave::Stopped,
+        Gave::Up(error) => Gave::Up(object_problem(&error)),
+    })
+}
+
+/// The problem of an object that is not what was planned.
+pub(crate) fn object_problem(error: &ObjectError) -> Problem {
+    let kind = match error {
+        ObjectError::Missing { .. } | ObjectError::Changed { .. } => ProblemKind::ObjectChanged,
+        ObjectError::Unavailable { .. } | ObjectError::Refused { .. } => ProblemKind::Unavailable,
+    };
+    Problem::new(kind, format!("{error}; upload it again as a new import"))
+}
+
+/// Parses on a thread of its own.
+async fn parse(
+    shared: Arc<(LoadPlan, Bytes)>,
+    chunk: NewChunk,
+) -> Result<(ParsedChunk, Arc<(LoadPlan, Bytes)>), Gave<Problem>> {
+    tokio::task::spawn_blocking(move || {
+        let (plan, bytes) = &*shared;
+        let input = chunk_input(bytes, &chunk);
+        let parsed = if chunk.oversized { oversized_reject(plan, input) } else { parse_chunk(plan, input) };
+        (parsed, shared)
+    })
+    .await
+    .map_err(|error| {
+        // A defect of the reader: this process keeps running, the claim is counted, others try.
+        tracing::error!(%error, "parsing a chunk panicked");
+        Gave::Stopped
+    })
+}
+
+fn chunk_input<'a>(bytes: &'a [u8], chunk: &NewChunk) -> ChunkInput<'a> {
+    ChunkInput { bytes, start: chunk.range.start, first_row: chunk.first_row, first_line: chunk.first_line }
+}
+
+/// Stores the types that this chunk needs, for the owner to start a new attempt with.
+async fn store_widenings(
+    services: &Services,
+    job: ChunkJob,
+    parsed: &ParsedChunk,
+    stop: &CancellationToken,
+) -> Result<bool, Gave<Problem>> {
+    let store = || services.database.widen(job.import, job.attempt, job.epoch, &parsed.widenings);
+    patiently(stop, "store wider types", store).await.map_err(no_problem)
+}
+
+/// Stores why the import cannot go on; the owner aborts it.
+async fn fail_import(services: &Services, job: ChunkJob, problem: &Problem) -> Outcome {
+    match services.database.store_error(job.import, job.epoch, problem).await {
+        Ok(_) => Outcome::LookAgain,
+        Err(error) => {
+            tracing::warn!(%error, "the reason was not stored; the chunk will be tried again");
+            Outcome::HandBack
+        }
+    }
+}
+
+/// A control database that holds what cannot be read is no fault of the file's.
+fn no_problem(gave: Gave<longshore_storage::database::DatabaseError>) -> Gave<Problem> {
+    match gave {
+        Gave::Stopped => Gave::Stopped,
+        Gave::Up(error) => Gave::Up(Problem::new(ProblemKind::Internal, error.to_string())),
+    }
+}
+
+/// Finds raw records in the chunk that is at hand.
+struct ChunkLookup {
+    shared: Arc<(LoadPlan, Bytes)>,
+    chunk: NewChunk,
+}
+
+#[async_trait]
+impl RecordLookup for ChunkLookup {
+    async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
+        let (shared, chunk, rows) = (Arc::clone(&self.shared), self.chunk, rows.to_vec());
+        tokio::task::spawn_blocking(move || find_records(&shared.0, chunk_input(&shared.1, &chunk), &rows))
+            .await
+            .map_err(|error| DestinationError::Unavailable { reason: error.to_string() })
+    }
+}

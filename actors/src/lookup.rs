@@ -1,0 +1,69 @@
+//! Raw records of rows that the destination refused, found in the object by their numbers.
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use longshore_domain::{LineNumber, LoadPlan, RowNumber};
+use longshore_parse::{ChunkInput, find_records};
+use longshore_storage::database::{ChunkRecord, ImportRecord};
+use longshore_storage::destination::{DestinationError, RecordLookup};
+
+use crate::patience::{Gave, patiently};
+use crate::services::Services;
+
+/// Looks rows up in the import's object, chunk by chunk.
+pub struct ObjectLookup {
+    services: Services,
+    key: String,
+    etag: String,
+    plan: LoadPlan,
+    chunks: Vec<ChunkRecord>,
+}
+
+impl ObjectLookup {
+    /// A lookup over the chunks of an attempt, in order.
+    #[must_use]
+    pub fn new(services: &Services, record: &ImportRecord, plan: LoadPlan, chunks: Vec<ChunkRecord>) -> Self {
+        Self {
+            services: services.clone(),
+            key: record.object_key.clone(),
+            etag: record.etag.clone().unwrap_or_default(),
+            plan,
+            chunks,
+        }
+    }
+}
+
+#[async_trait]
+impl RecordLookup for ObjectLookup {
+    async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
+        let mut rows = rows.to_vec();
+        rows.sort_unstable();
+        let mut found = Vec::with_capacity(rows.len());
+        let mut rest = rows.as_slice();
+        for chunk in &self.chunks {
+            let behind = chunk.planned.first_row.0 + chunk.planned.rows;
+            let (here, later) = rest.split_at(rest.partition_point(|row| row.0 < behind));
+            rest = later;
+            if here.is_empty() {
+                continue;
+            }
+            let get = || self.services.objects.get_range(&self.key, chunk.planned.range, &self.etag);
+            let bytes = patiently(&CancellationToken::new(), "read refused rows", get).await.map_err(|gave| {
+                let reason = match gave {
+                    Gave::Up(error) => error.to_string(),
+                    Gave::Stopped => "stopped".to_owned(),
+                };
+                DestinationError::Unavailable { reason }
+            })?;
+            let input = ChunkInput {
+                bytes: &bytes,
+                start: chunk.planned.range.start,
+                first_row: chunk.planned.first_row,
+                first_line: chunk.planned.first_line,
+            };
+            found.extend(find_records(&self.plan, input, here));
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,595 @@
+//! The life of an import under one owner: enter, plan, scan and hand out chunks, publish, or abort. Run as a task by the
+//! import's supervisor ([`crate::import`]); every step is one that `docs/protocol.md` names, may run twice, and is found by
+//! the next owner should this one die behind it.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use ractor::{Actor, ActorRef};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use longshore_domain::protocol::{Closure, Entry, JobWindow, PlannedChunkFacts, Republish, check_tiling, enter};
+use longshore_domain::{ChunkIndex, ImportState, LoadPlan, Problem, ProblemKind, Tally};
+use longshore_storage::bus::{ChunkJob, ChunkOutcome};
+use longshore_storage::database::{Change, ImportRecord, NewChunk};
+use longshore_storage::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket};
+
+use crate::lookup::ObjectLookup;
+use crate::patience::{Gave, patiently};
+use crate::planner::{self, destination_problem, problem};
+use crate::scan::{SCAN_AHEAD, Scan, ScanMessage};
+use crate::services::Services;
+use crate::status::{Fold, StatusActor, StatusArguments, StatusMessage};
+
+/// Chunk jobs in flight at once, over all nodes: one giant import starves nobody.
+const WINDOW: usize = 64;
+
+/// How often the owner looks at the database, whatever the bus says.
+const TICK: Duration = Duration::from_secs(1);
+
+/// A chunk that was claimed this often without an end kills whoever works on it.
+const CLAIMS_AT_MOST: u32 = 20;
+
+/// Chunks that are stored in one statement.
+const STORE_AT_ONCE: usize = 64;
+
+/// How long the last counters may take to be persisted before the owner goes on without.
+const FLUSH_PATIENCE_MS: u64 = 5_000;
+
+/// Why an attempt ended without a publish.
+enum Stop {
+    /// The lease is lost, or the node shuts down: somebody else goes on.
+    Lost,
+    /// The import fails.
+    Fail(Problem),
+    /// Everything is read again, as a new attempt.
+    Restart(&'static str),
+    /// A cancel was asked for.
+    Cancel,
+}
+
+impl From<Gave<Problem>> for Stop {
+    fn from(gave: Gave<Problem>) -> Self {
+        match gave {
+            Gave::Stopped => Self::Lost,
+            Gave::Up(problem) => Self::Fail(problem),
+        }
+    }
+}
+
+type Step<T> = Result<T, Stop>;
+
+/// What an owner works with.
+pub struct Owner {
+    services: Services,
+    record: ImportRecord,
+    /// Cancelled when the lease is lost or the node stops.
+    stop: CancellationToken,
+}
+
+impl Owner {
+    /// The owner of a claimed import; `record` carries its epoch.
+    #[must_use]
+    pub fn new(services: Services, record: ImportRecord, stop: CancellationToken) -> Self {
+        Self { services, record, stop }
+    }
+
+    /// Moves the import on to its end, or until the lease is lost.
+    pub async fn run(mut self) {
+        loop {
+            let stopped = match self.attempt().await {
+                Ok(()) => return,
+                Err(stopped) => stopped,
+            };
+            let next = match stopped {
+                Stop::Lost => return,
+                Stop::Fail(problem) => self.fail(&problem).await,
+                Stop::Cancel => self.cancel().await,
+                Stop::Restart(why) => self.restart(why).await,
+            };
+            match next {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(Stop::Lost) => return,
+                Err(_) => {
+                    tracing::error!("the import could not be brought to an end; the next owner tries again");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn ticket(&self) -> Ticket {
+        Ticket { import: self.record.id, attempt: self.record.attempt, epoch: self.record.epoch }
+    }
+
+    async fn attempt(&mut self) -> Step<()> {
+        let fence = self.raise_fence().await?;
+        let closed = match &fence {
+            FenceState::Open => None,
+            FenceState::Published(_) => Some(Closure::Published),
+            FenceState::Aborted => Some(Closure::Aborted),
+        };
+        let record = &self.record;
+        let entry = enter(record.state, record.plan.is_some(), record.error.is_some(), closed);
+        tracing::info!(state = %record.state, ?entry, attempt = %record.attempt, "import entered");
+        match (entry, fence) {
+            (Entry::Nothing, _) => Ok(()),
+            (Entry::RecordPublished, FenceState::Published(published)) => self.succeed(published).await,
+            (Entry::Cancel, _) => Err(Stop::Cancel),
+            (Entry::Fail, _) => Err(Stop::Fail(self.stored_error())),
+            (Entry::Plan, _) => {
+                self.plan().await?;
+                self.load().await?;
+                self.publish().await
+            }
+            (Entry::Resume, _) => {
+                self.load().await?;
+                self.publish().await
+            }
+            (Entry::Publish, _) => self.publish().await,
+            (Entry::Contradiction | Entry::RecordPublished, fence) => {
+                let detail = format!("the import is {} here and {fence:?} in the destination", self.record.state);
+                Err(Stop::Fail(Problem::new(ProblemKind::Internal, detail)))
+            }
+        }
+    }
+
+    fn stored_error(&self) -> Problem {
+        self.record.error.clone().unwrap_or_else(|| Problem::new(ProblemKind::Internal, "the reason was not stored"))
+    }
+
+    /// Ends older owners' sessions and raises the fence: behind this nothing of theirs can commit.
+    async fn raise_fence(&self) -> Step<FenceState> {
+        let ticket = self.ticket();
+        let destination = &self.services.destination;
+        let raised = patiently(&self.stop, "raise the fence", || destination.raise_fence(ticket)).await;
+        let raised = raised.map_err(|gave| problem(gave, destination_problem))?;
+        raised.ok_or(Stop::Lost)
+    }
+
+    /// One compare-and-set of the state, remembered on success.
+    async fn change(&mut self, change: Change) -> Step<()> {
+        let (id, epoch, from) = (self.record.id, self.record.epoch, self.record.state);
+        let database = &self.services.database;
+        let changed = patiently(&self.stop, "change the state", || database.change(id, epoch, from, &change)).await;
+        if changed.map_err(|gave| problem(gave, internal))? {
+            tracing::info!(%from, to = %change.to(), "import changed");
+            self.record.state = change.to();
+            return Ok(());
+        }
+        // Somebody changed it: a cancel, an answer that was lost (this very change), or a next owner.
+        self.reload().await?;
+        if self.record.state == change.to() {
+            return Ok(());
+        }
+        if self.record.state == ImportState::Cancelling { Err(Stop::Cancel) } else { Err(Stop::Lost) }
+    }
+
+    /// Reads the import again; [`Stop::Lost`] where another owner has it.
+    async fn reload(&mut self) -> Step<()> {
+        let (id, epoch) = (self.record.id, self.record.epoch);
+        let database = &self.services.database;
+        let read = patiently(&self.stop, "read the import", || database.import(id)).await;
+        let record = read.map_err(|gave| problem(gave, internal))?;
+        self.record = record.filter(|record| record.epoch == epoch).ok_or(Stop::Lost)?;
+        Ok(())
+    }
+
+    async fn plan(&mut self) -> Step<()> {
+        if self.record.state == ImportState::Queued {
+            self.change(Change::Plan).await?;
+        }
+        let plan = planner::plan(&self.services, &self.record, &self.stop).await?;
+        let (id, epoch) = (self.record.id, self.record.epoch);
+        let database = &self.services.database;
+        let stored = patiently(&self.stop, "store the plan", || database.store_plan(id, epoch, &plan)).await;
+        if !stored.map_err(|gave| problem(gave, internal))? {
+            self.reload().await?;
+            return if self.record.state == ImportState::Cancelling { Err(Stop::Cancel) } else { Err(Stop::Lost) };
+        }
+        self.record.plan = Some(plan);
+        Ok(())
+    }
+
+    fn load_plan(&self) -> Step<LoadPlan> {
+        let missing = || Stop::Fail(Problem::new(ProblemKind::Internal, "the import has no plan"));
+        self.record.plan.clone().ok_or_else(missing)
+    }
+
+    /// Makes sure of the staging, then scans, hands out chunks and waits until all are committed.
+    async fn load(&mut self) -> Step<()> {
+        let plan = self.load_plan()?;
+        let ticket = self.ticket();
+        let destination = &self.services.destination;
+        match patiently(&self.stop, "prepare staging", || destination.prepare_staging(ticket, &plan)).await {
+            Ok(true) => {}
+            Ok(false) => return Err(Stop::Lost),
+            Err(Gave::Stopped) => return Err(Stop::Lost),
+            Err(Gave::Up(DestinationError::StagingLost { .. })) => return Err(Stop::Restart("staged work was lost")),
+            Err(Gave::Up(error)) => return Err(Stop::Fail(destination_problem(error))),
+        }
+        let database = &self.services.database;
+        let free = || database.free_chunks(ticket.import, ticket.attempt);
+        patiently(&self.stop, "free chunks", free).await.map_err(|gave| problem(gave, internal))?;
+        let mut run = Run::begin(self, plan).await?;
+        let ended = run.to_end(self).await;
+        run.end().await;
+        ended
+    }
+
+    /// Chunks of the attempt, all of them.
+    async fn chunks(&self) -> Step<Vec<longshore_storage::database::ChunkRecord>> {
+        const PAGE: u64 = 5_000;
+        let (id, attempt) = (self.record.id, self.record.attempt);
+        let database = &self.services.database;
+        let mut chunks = Vec::new();
+        loop {
+            let from = ChunkIndex(chunks.len() as u32);
+            let page = patiently(&self.stop, "read chunks", || database.chunks(id, attempt, from, PAGE)).await;
+            let page = page.map_err(|gave| problem(gave, internal))?;
+            let last = (page.len() as u64) < PAGE;
+            chunks.extend(page);
+            if last {
+                return Ok(chunks);
+            }
+        }
+    }
+
+    /// Everything is staged: move it, all or nothing.
+    async fn publish(&mut self) -> Step<()> {
+        let plan = self.load_plan()?;
+        let chunks = self.chunks().await?;
+        let facts = chunks.iter().map(|chunk| PlannedChunkFacts {
+            range: chunk.planned.range,
+            first_row: chunk.planned.first_row.0,
+            rows: chunk.planned.rows,
+        });
+        let rows = check_tiling(facts, self.record.size.unwrap_or(0))
+            .map_err(|fault| Stop::Fail(Problem::new(ProblemKind::CountMismatch, fault.to_string())))?;
+        if self.record.state != ImportState::Publishing {
+            self.change(Change::Publish).await?;
+        }
+        let planned = Planned { chunks: chunks.len() as u64, rows };
+        let lookup = ObjectLookup::new(&self.services, &self.record, plan.clone(), chunks);
+        let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
+        let destination = &self.services.destination;
+        let publish = || destination.publish(ticket, &plan, planned, on_error, &lookup);
+        match patiently(&self.stop, "publish", publish).await {
+            Ok(PublishOutcome::Published(published)) => self.succeed(published).await,
+            Ok(PublishOutcome::Fenced) => Err(Stop::Lost),
+            Ok(PublishOutcome::TableAppeared) => Err(Stop::Restart("the table appeared meanwhile")),
+            Ok(PublishOutcome::Refused(problem)) => Err(Stop::Fail(problem)),
+            Err(Gave::Stopped) => Err(Stop::Lost),
+            Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart("staged work was lost")),
+            Err(Gave::Up(error)) => Err(Stop::Fail(destination_problem(error))),
+        }
+    }
+
+    async fn succeed(&mut self, published: Published) -> Step<()> {
+        let Published { rows_loaded, rows_rejected } = published;
+        self.change(Change::Succeed { rows_loaded, rows_rejected }).await?;
+        tracing::info!(rows_loaded, rows_rejected, "import succeeded");
+        Ok(())
+    }
+
+    /// Stores the reason, closes the fence, drops what was staged, and only then says `failed`. Answers whether to enter
+    /// again: a publish may have been first.
+    async fn fail(&mut self, reason: &Problem) -> Step<bool> {
+        let (id, epoch) = (self.record.id, self.record.epoch);
+        if self.record.error.is_none() {
+            let database = &self.services.database;
+            let stored = patiently(&self.stop, "store the reason", || database.store_error(id, epoch, reason)).await;
+            if !stored.map_err(|gave| problem(gave, internal))? {
+                return Err(Stop::Lost);
+            }
+        }
+        if self.abort().await? {
+            return self.enter_again().await;
+        }
+        match self.change(Change::Fail).await {
+            Ok(()) => {
+                tracing::info!(reason = %self.record.error.as_ref().unwrap_or(reason), "import failed");
+                Ok(false)
+            }
+            Err(Stop::Cancel) => self.cancel().await,
+            Err(stop) => Err(stop),
+        }
+    }
+
+    async fn cancel(&mut self) -> Step<bool> {
+        self.reload().await?;
+        if self.abort().await? {
+            return self.enter_again().await;
+        }
+        self.change(Change::Cancel).await?;
+        Ok(false)
+    }
+
+    /// Closes the fence and drops what was staged. `true`: the rows are published already.
+    async fn abort(&self) -> Step<bool> {
+        let ticket = self.ticket();
+        let destination = &self.services.destination;
+        let aborted = patiently(&self.stop, "abort", || destination.abort(ticket)).await;
+        match aborted.map_err(|gave| problem(gave, destination_problem))? {
+            None => Err(Stop::Lost),
+            Some(FenceState::Published(_)) => Ok(true),
+            Some(FenceState::Open | FenceState::Aborted) => Ok(false),
+        }
+    }
+
+    async fn enter_again(&mut self) -> Step<bool> {
+        self.reload().await?;
+        Ok(true)
+    }
+
+    /// A new attempt under the same owner.
+    async fn restart(&mut self, why: &'static str) -> Step<bool> {
+        self.reload().await?;
+        tracing::warn!(why, attempt = %self.record.attempt, "the import starts a new attempt");
+        let widened = self.record.widened.clone();
+        match self.change(Change::Restart { widened }).await {
+            Ok(()) => self.enter_again().await,
+            Err(Stop::Cancel) => self.cancel().await,
+            Err(stop) => Err(stop),
+        }
+    }
+}
+
+/// A control database that holds what cannot be read.
+fn internal(error: longshore_storage::database::DatabaseError) -> Problem {
+    Problem::new(ProblemKind::Internal, error.to_string())
+}
+
+/// The running phase: chunks found, handed out, committed.
+struct Run {
+    scan: mpsc::Receiver<ScanMessage>,
+    scan_stop: CancellationToken,
+    scan_done: bool,
+    window: JobWindow,
+    status: ActorRef<StatusMessage>,
+    chunks_total: u64,
+    rejected: u64,
+}
+
+impl Run {
+    /// Takes up what is stored and committed, and starts the scan behind it.
+    async fn begin(owner: &mut Owner, plan: LoadPlan) -> Step<Self> {
+        let chunks = owner.chunks().await?;
+        let (id, attempt) = (owner.record.id, owner.record.attempt);
+        let destination = &owner.services.destination;
+        let ledger = patiently(&owner.stop, "read the ledger", || destination.ledger(id, attempt)).await;
+        let ledger = ledger.map_err(|gave| problem(gave, destination_problem))?;
+
+        let mut window = JobWindow::new(WINDOW);
+        let mut done = Tally::default();
+        for row in &ledger {
+            let Some(chunk) = chunks.get(row.chunk.0 as usize) else { continue };
+            window.finish(row.chunk);
+            done += Tally { rows: row.rows, rejected: row.rejected, bytes: chunk.planned.range.len(), chunks: 1 };
+            if chunk.state != longshore_domain::ChunkState::Done {
+                let database = &owner.services.database;
+                let finish = || database.finish_chunk(id, attempt, row.chunk, row.rejected);
+                patiently(&owner.stop, "mark chunk done", finish).await.map_err(|gave| problem(gave, internal))?;
+            }
+        }
+        for chunk in &chunks {
+            window.add(chunk.planned.chunk);
+        }
+        let fold = Fold::new(owner.record.size.unwrap_or(0), chunks.len() as u64, done, Instant::now());
+        let arguments =
+            StatusArguments { database: owner.services.database.clone(), import: id, epoch: owner.record.epoch, fold };
+        let (status, _) = Actor::spawn(None, StatusActor, arguments).await.map_err(|error| {
+            tracing::error!(%error, "the status actor did not start");
+            Stop::Lost
+        })?;
+
+        let (out, scan) = mpsc::channel(SCAN_AHEAD);
+        let scan_stop = owner.stop.child_token();
+        let scan_done = owner.record.scan_done;
+        if !scan_done {
+            let (key, etag, size) = planner::source(&owner.record)?;
+            let scan = Scan {
+                key: key.to_owned(),
+                etag: etag.to_owned(),
+                size,
+                chunk_size: planner::chunk_size(owner.services.settings.chunk_size, size),
+                plan,
+                after: chunks.last().map(|chunk| chunk.planned),
+            };
+            tokio::spawn(scan.run(owner.services.clone(), out, scan_stop.clone()));
+        }
+        let chunks_total = chunks.len() as u64;
+        Ok(Self { scan, scan_stop, scan_done, window, status, chunks_total, rejected: done.rejected })
+    }
+
+    /// Until every chunk is committed.
+    async fn to_end(&mut self, owner: &mut Owner) -> Step<()> {
+        let mut reports = match owner.services.bus.reports(owner.record.id).await {
+            Ok(reports) => reports,
+            Err(error) => {
+                tracing::warn!(%error, "no reports to be had; the database is looked at instead");
+                futures::stream::pending().boxed()
+            }
+        };
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.hand_out(owner).await?;
+        while !(self.scan_done && self.window.open() == 0) {
+            tokio::select! {
+                () = owner.stop.cancelled() => return Err(Stop::Lost),
+                Some(message) = self.scan.recv(), if !self.scan_done => self.scanned(owner, message).await?,
+                Some(report) = reports.next() => match report.outcome {
+                    _ if report.job.attempt != owner.record.attempt => {}
+                    ChunkOutcome::Finished(tally) => self.finished(owner, report.job.chunk, tally)?,
+                    ChunkOutcome::Changed => self.look(owner).await?,
+                },
+                _ = tick.tick() => self.look(owner).await?,
+            }
+            self.hand_out(owner).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores what the scan found, and only then hands it out.
+    async fn scanned(&mut self, owner: &mut Owner, message: ScanMessage) -> Step<()> {
+        let (mut chunks, mut end) = match message {
+            ScanMessage::Planned { chunks, end } => (chunks, end),
+            ScanMessage::Failed(problem) => return Err(Stop::Fail(problem)),
+        };
+        // What waits already is stored along.
+        while chunks.len() < STORE_AT_ONCE && !end {
+            match self.scan.try_recv() {
+                Ok(ScanMessage::Planned { chunks: more, end: last }) => {
+                    chunks.extend(more);
+                    end = last;
+                }
+                Ok(ScanMessage::Failed(problem)) => return Err(Stop::Fail(problem)),
+                Err(_) => break,
+            }
+        }
+        self.store(owner, &chunks, end).await?;
+        self.chunks_total += chunks.len() as u64;
+        for chunk in &chunks {
+            self.window.add(chunk.chunk);
+        }
+        self.scan_done = end;
+        self.tell(StatusMessage::ChunksPlanned { total: self.chunks_total });
+        Ok(())
+    }
+
+    async fn store(&self, owner: &mut Owner, chunks: &[NewChunk], end: bool) -> Step<()> {
+        let ticket = owner.ticket();
+        let database = &owner.services.database;
+        let store = || database.store_chunks(ticket.import, ticket.attempt, ticket.epoch, chunks, end);
+        let stored = patiently(&owner.stop, "store chunks", store).await;
+        if stored.map_err(|gave| problem(gave, internal))? {
+            owner.record.scan_done = end;
+            return Ok(());
+        }
+        owner.reload().await?;
+        if owner.record.state == ImportState::Cancelling { Err(Stop::Cancel) } else { Err(Stop::Lost) }
+    }
+
+    /// Publishes the jobs that the window has room for. `running` begins with the first.
+    async fn hand_out(&mut self, owner: &mut Owner) -> Step<()> {
+        let jobs = self.window.take();
+        if !jobs.is_empty() && owner.record.state == ImportState::Planning {
+            owner.change(Change::Run).await?;
+        }
+        self.publish_jobs(owner, jobs).await;
+        Ok(())
+    }
+
+    /// A job that the bus did not take is published again by the window's patience.
+    async fn publish_jobs(&self, owner: &Owner, jobs: Vec<ChunkIndex>) {
+        let Ticket { import, attempt, epoch } = owner.ticket();
+        for chunk in jobs {
+            if let Err(error) = owner.services.bus.publish_chunk(&ChunkJob { import, attempt, epoch, chunk }).await {
+                tracing::warn!(%error, chunk = chunk.0, "chunk job not published; it will be again");
+                return;
+            }
+        }
+    }
+
+    fn finished(&mut self, owner: &Owner, chunk: ChunkIndex, tally: Tally) -> Step<()> {
+        if !self.window.is_in_flight(chunk) || !self.window.finish(chunk) {
+            return Ok(());
+        }
+        self.rejected += tally.rejected;
+        self.tell(StatusMessage::ChunksFinished(tally));
+        let on_error = owner.record.request.on_error;
+        if on_error.is_exceeded(self.rejected) {
+            let most = on_error.max_rejects.unwrap_or(0);
+            let detail = format!(
+                "{} rows were rejected so far and max_rejects is {most}; see the rejects, mend the file or allow more",
+                self.rejected
+            );
+            return Err(Stop::Fail(Problem::new(ProblemKind::TooManyRejects, detail)));
+        }
+        Ok(())
+    }
+
+    /// What the databases say: the truth, whatever was reported.
+    async fn look(&mut self, owner: &mut Owner) -> Step<()> {
+        let (was, attempt) = (owner.record.state, owner.record.attempt);
+        let widened = owner.record.widened.clone();
+        owner.reload().await?;
+        if owner.record.state == ImportState::Cancelling {
+            return Err(Stop::Cancel);
+        }
+        if owner.record.attempt != attempt || (owner.record.state != was && owner.record.state.is_done()) {
+            return Err(Stop::Lost);
+        }
+        if owner.record.error.is_some() {
+            return Err(Stop::Fail(owner.stored_error()));
+        }
+        if owner.record.widened != widened {
+            return Err(Stop::Restart("the inferred columns had to widen"));
+        }
+        let Some(lowest) = self.window.lowest_open() else { return Ok(()) };
+        let id = owner.record.id;
+        let database = &owner.services.database;
+        let open = || database.open_chunks(id, attempt, lowest, 4 * WINDOW as u64);
+        let open = patiently(&owner.stop, "look at chunks", open).await.map_err(|gave| problem(gave, internal))?;
+        if let Some(poison) = open.iter().find(|chunk| chunk.claims >= CLAIMS_AT_MOST && !chunk.held) {
+            let detail = format!(
+                "chunk {} was tried {} times and every worker that took it ended; the workers' logs say more",
+                poison.chunk, poison.claims
+            );
+            return Err(Stop::Fail(Problem::new(ProblemKind::PoisonChunk, detail)));
+        }
+        let known = |chunk: ChunkIndex| open.iter().find(|open| open.chunk == chunk);
+        self.collect_done(owner, lowest, |chunk| known(chunk).is_none()).await?;
+        let again = self.window.tick(|chunk| match known(chunk) {
+            Some(open) if open.held => Republish::Held,
+            Some(open) if open.claimed => Republish::Orphaned,
+            _ => Republish::Unclaimed,
+        });
+        self.publish_jobs(owner, again).await;
+        Ok(())
+    }
+
+    /// Chunks in flight that the database no longer lists as open are committed, reported or not.
+    async fn collect_done(
+        &mut self,
+        owner: &Owner,
+        lowest: ChunkIndex,
+        is_done: impl Fn(ChunkIndex) -> bool,
+    ) -> Step<()> {
+        let (id, attempt) = (owner.record.id, owner.record.attempt);
+        let waiting: Vec<ChunkIndex> = self.window.in_flight().filter(|chunk| is_done(*chunk)).collect();
+        let Some(last) = waiting.last() else { return Ok(()) };
+        let database = &owner.services.database;
+        let count = u64::from(last.0 - lowest.0) + 1;
+        let read = || database.chunks(id, attempt, lowest, count);
+        let chunks = patiently(&owner.stop, "read chunks", read).await.map_err(|gave| problem(gave, internal))?;
+        for chunk in chunks.iter().filter(|chunk| chunk.state == longshore_domain::ChunkState::Done) {
+            let tally = Tally {
+                rows: chunk.planned.rows,
+                rejected: chunk.rows_rejected,
+                bytes: chunk.planned.range.len(),
+                chunks: 1,
+            };
+            self.finished(owner, chunk.planned.chunk, tally)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, message: StatusMessage) {
+        if let Err(error) = self.status.cast(message) {
+            tracing::warn!(%error, "the status actor is gone");
+        }
+    }
+
+    /// Persists the last counters and ends scan and status.
+    async fn end(self) {
+        self.scan_stop.cancel();
+        if let Err(error) = ractor::call_t!(self.status, StatusMessage::Flush, FLUSH_PATIENCE_MS) {
+            tracing::warn!(%error, "the last counters were not persisted");
+        }
+        self.status.stop(None);
+    }
+}

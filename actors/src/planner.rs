@@ -1,0 +1,140 @@
+//! Planning: from an object and a destination to a [`LoadPlan`]. Called by the import's owner; writes nothing.
+
+use std::collections::BTreeMap;
+
+use tokio_util::sync::CancellationToken;
+
+use longshore_domain::{ByteRange, ColumnType, LoadPlan, Problem, ProblemKind, Target};
+use longshore_parse::{FormatError, FormatErrorKind, map_columns, read_head};
+use longshore_storage::database::ImportRecord;
+use longshore_storage::destination::DestinationError;
+
+use crate::chunk::object_problem;
+use crate::patience::{Gave, patiently};
+use crate::services::Services;
+
+/// This much of the object is looked at, in bytes.
+const SAMPLE: u64 = 1024 * 1024;
+
+/// Chunks of a file are at least this large, in bytes, where the size is ours to choose.
+const SMALLEST_CHUNK: u64 = 1024 * 1024;
+/// And at most this large: memory is bounded by chunk size times workers.
+const LARGEST_CHUNK: u64 = 8 * 1024 * 1024;
+/// A small file is cut into about this many chunks, so that several workers share it.
+const CHUNKS_OF_A_SMALL_FILE: u64 = 8;
+
+/// The size of chunks for a file of that size, in bytes.
+pub fn chunk_size(given: Option<u64>, file: u64) -> u64 {
+    given.unwrap_or_else(|| (file / CHUNKS_OF_A_SMALL_FILE).clamp(SMALLEST_CHUNK, LARGEST_CHUNK)).max(1)
+}
+
+/// Looks at the object, the destination and the columns.
+///
+/// # Errors
+/// [`Gave::Up`] with the problem that fails the import.
+pub async fn plan(
+    services: &Services,
+    record: &ImportRecord,
+    stop: &CancellationToken,
+) -> Result<LoadPlan, Gave<Problem>> {
+    let (key, etag, size) = source(record)?;
+    let head = patiently(stop, "look at the object", || services.objects.head(key)).await;
+    let head = head.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+    if head.is_none_or(|head| head.etag != etag || head.size != size) {
+        let detail =
+            format!("the object at {key} is not the one that started this import; upload it again as a new import");
+        return Err(Gave::Up(Problem::new(ProblemKind::ObjectChanged, detail)));
+    }
+    if size == 0 {
+        let detail = format!("the object at {key} holds no byte");
+        return Err(Gave::Up(Problem::new(ProblemKind::EmptyFile, detail)));
+    }
+    let range = ByteRange::new(0, size.min(SAMPLE));
+    let sample = patiently(stop, "read the sample", || services.objects.get_range(key, range, etag)).await;
+    let sample = sample.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+
+    let request = &record.request;
+    let given = request.format.clone();
+    let whole = size <= SAMPLE;
+    let head = tokio::task::spawn_blocking(move || read_head(&sample, whole, &given)).await;
+    let head = head
+        .map_err(|error| Gave::Up(Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"))))?
+        .map_err(|error| Gave::Up(format_problem(&error)))?;
+
+    let table = &request.destination.table;
+    let existing = patiently(stop, "describe the destination", || services.destination.describe(table)).await;
+    let existing = existing.map_err(|gave| problem(gave, destination_problem))?;
+    let mapped = map_columns(&head, request.columns.as_deref(), existing.as_ref())
+        .map_err(|error| Gave::Up(format_problem(&error)))?;
+
+    let mut plan = LoadPlan {
+        table: table.clone(),
+        target: if existing.is_some() { Target::ExistingTable } else { Target::NewTable },
+        format: head.format,
+        width: head.width,
+        header: head.header,
+        fields: mapped.fields,
+        columns: mapped.columns,
+        data_start: head.data_start,
+        data_line: head.data_line,
+    };
+    apply_wider_types(&mut plan, &record.widened);
+    Ok(plan)
+}
+
+/// Columns that an earlier attempt found too narrow take the type that it found.
+fn apply_wider_types(plan: &mut LoadPlan, widened: &BTreeMap<String, ColumnType>) {
+    for field in plan.fields.iter_mut().filter(|field| field.inferred) {
+        let Some(kind) = widened.get(&field.name) else { continue };
+        field.kind = longshore_parse::join_types(&field.kind, kind);
+        for column in plan.columns.iter_mut().filter(|column| column.name == field.name) {
+            column.kind = field.kind.clone();
+        }
+    }
+}
+
+/// The object that started the import.
+pub(crate) fn source(record: &ImportRecord) -> Result<(&str, &str, u64), Gave<Problem>> {
+    match (&record.etag, record.size) {
+        (Some(etag), Some(size)) => Ok((&record.object_key, etag, size)),
+        _ => Err(Gave::Up(Problem::new(ProblemKind::Internal, "the import was started without an object"))),
+    }
+}
+
+fn format_problem(error: &FormatError) -> Problem {
+    let kind = match error.kind {
+        FormatErrorKind::Unsupported => ProblemKind::UnsupportedFormat,
+        FormatErrorKind::Empty => ProblemKind::EmptyFile,
+        FormatErrorKind::Mismatch => ProblemKind::ColumnsMismatch,
+    };
+    Problem::new(kind, error.to_string())
+}
+
+/// The problem of a destination that cannot take the import.
+pub(crate) fn destination_problem(error: DestinationError) -> Problem {
+    match error {
+        DestinationError::Refused(problem) => problem,
+        other => Problem::new(ProblemKind::DestinationMismatch, other.to_string()),
+    }
+}
+
+/// Turns the error of a dependency into the problem that the client sees.
+pub(crate) fn problem<E>(gave: Gave<E>, to_problem: impl FnOnce(E) -> Problem) -> Gave<Problem> {
+    match gave {
+        Gave::Stopped => Gave::Stopped,
+        Gave::Up(error) => Gave::Up(to_problem(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_suit_the_file_unless_told() {
+        assert_eq!(chunk_size(None, 100), SMALLEST_CHUNK);
+        assert_eq!(chunk_size(None, 40 * SMALLEST_CHUNK), 5 * SMALLEST_CHUNK);
+        assert_eq!(chunk_size(None, 1 << 40), LARGEST_CHUNK);
+        assert_eq!(chunk_size(Some(1), 1 << 40), 1);
+    }
+}

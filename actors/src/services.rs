@@ -1,0 +1,38 @@
+//! What every actor of a node works with, wired together once by the program.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_storage::bus::Bus;
+use longshore_storage::database::Database;
+use longshore_storage::destination::Destination;
+use longshore_storage::objects::ObjectStore;
+
+/// The dependencies of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    /// Imports, plans, leases, status.
+    pub database: Database,
+    /// The object storage.
+    pub objects: Arc<dyn ObjectStore>,
+    /// The bus.
+    pub bus: Arc<dyn Bus>,
+    /// Where rows go.
+    pub destination: Arc<dyn Destination>,
+    /// How this node works.
+    pub settings: NodeSettings,
+}
+
+/// How a node works.
+#[derive(Debug, Clone)]
+pub struct NodeSettings {
+    /// The name of this process, different for each: `<host>-<pid>-<a few random letters>`.
+    pub name: String,
+    /// Chunks worked on at once.
+    pub workers: NonZeroUsize,
+    /// The size of chunks in bytes; chosen for the file when `None`.
+    pub chunk_size: Option<u64>,
+    /// How often awaiting imports are looked up in the storage.
+    pub sweep_interval: Duration,
+}

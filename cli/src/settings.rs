@@ -1,0 +1,365 @@
+//! Settings: the environment, over a TOML file named by `LONGSHORE_CONFIG` (contract, section 6). Read once at the start;
+//! unknown names and bad values stop it with a message that names them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use longshore_storage::objects::Secret;
+use url::Url;
+
+const PREFIX: &str = "LONGSHORE_";
+
+/// Every setting, without the prefix.
+const KNOWN: [&str; 19] = [
+    "LISTEN",
+    "DATA_DIR",
+    "DATABASE_URL",
+    "DESTINATION_URL",
+    "NATS_URL",
+    "NATS_EVENTS_SUBJECT",
+    "S3_ENDPOINT",
+    "S3_LISTEN",
+    "S3_PUBLIC_ENDPOINT",
+    "S3_BUCKET",
+    "S3_REGION",
+    "S3_ACCESS_KEY_ID",
+    "S3_SECRET_ACCESS_KEY",
+    "S3_NOTIFICATION_ARN",
+    "CHUNK_SIZE",
+    "WORKERS",
+    "SWEEP_INTERVAL",
+    "LOG",
+    "SERVER",
+];
+
+/// An S3 server.
+#[derive(Debug, Clone)]
+pub struct S3Settings {
+    pub endpoint: Url,
+    pub access_key_id: String,
+    pub secret_access_key: Secret,
+}
+
+/// All settings, typed.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the API listens; `None` where nothing was said.
+    pub listen: Option<SocketAddr>,
+    pub data_dir: PathBuf,
+    /// `None`: SQLite in the data directory.
+    pub database_url: Option<Secret>,
+    /// `None`: the same database.
+    pub destination_url: Option<Secret>,
+    /// `None`: in-process bus.
+    pub nats_url: Option<Secret>,
+    pub nats_events_subject: String,
+    /// `None`: embedded endpoint.
+    pub s3: Option<S3Settings>,
+    pub s3_listen: Option<SocketAddr>,
+    pub s3_public_endpoint: Option<Url>,
+    pub s3_bucket: String,
+    pub s3_region: String,
+    pub s3_notification_arn: Option<String>,
+    pub chunk_size: Option<u64>,
+    pub workers: NonZeroUsize,
+    pub sweep_interval: Duration,
+    pub log: Option<String>,
+}
+
+impl Settings {
+    /// Where the API listens.
+    pub fn api_listen(&self) -> SocketAddr {
+        self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)))
+    }
+
+    /// Reads the environment and the file that it names.
+    pub fn read() -> Result<Self> {
+        let environment: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+            .filter(|(name, _)| name.starts_with(PREFIX))
+            .map(|(name, value)| {
+                let value = value.into_string().map_err(|_| anyhow::anyhow!("the setting {name} is not UTF-8"))?;
+                Ok((name, value))
+            })
+            .collect::<Result<_>>()?;
+        let file = match environment.get("LONGSHORE_CONFIG") {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("LONGSHORE_CONFIG names {path}, which cannot be read"))?;
+                read_file(&text).with_context(|| format!("in {path}, named by LONGSHORE_CONFIG"))?
+            }
+            None => BTreeMap::new(),
+        };
+        Self::from_values(file, environment)
+    }
+
+    fn from_values(file: BTreeMap<String, String>, environment: BTreeMap<String, String>) -> Result<Self> {
+        let mut values = Values { values: file };
+        for (name, value) in environment {
+            let key = name.strip_prefix(PREFIX).unwrap_or(&name);
+            if key == "CONFIG" || is_kubernetes(key) {
+                continue;
+            }
+            if !KNOWN.contains(&key) {
+                bail!(
+                    "unknown setting {name}; the settings are {}",
+                    KNOWN.map(|key| format!("{PREFIX}{key}")).join(", ")
+                );
+            }
+            // An empty variable is one that was not set, as in compose files.
+            if !value.is_empty() {
+                values.values.insert(key.to_owned(), value);
+            }
+        }
+        values.typed()
+    }
+}
+
+/// `name = value` in lower case without the prefix; only strings and numbers.
+fn read_file(text: &str) -> Result<BTreeMap<String, String>> {
+    let table: toml::Table = text.parse()?;
+    let mut values = BTreeMap::new();
+    for (name, value) in table {
+        let key = name.to_uppercase();
+        if name != name.to_lowercase() || !KNOWN.contains(&key.as_str()) {
+            let known = KNOWN.map(str::to_lowercase).join(", ");
+            bail!("unknown setting '{name}'; the settings are {known}");
+        }
+        let text = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            _ => bail!("the setting '{name}' must be a string or a number"),
+        };
+        values.insert(key, text);
+    }
+    Ok(values)
+}
+
+/// Variables that Kubernetes injects for a service whose name begins with `longshore`.
+fn is_kubernetes(key: &str) -> bool {
+    let port = |rest: &str| {
+        let Some(rest) = rest.strip_prefix('_') else { return rest.is_empty() };
+        let mut parts = rest.split('_');
+        let number = parts.next().is_some_and(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
+        let protocol = matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"));
+        number && protocol && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR")) && parts.next().is_none()
+    };
+    let service = |key: &str| {
+        key == "SERVICE_HOST" || key.starts_with("SERVICE_PORT") || key.strip_prefix("PORT").is_some_and(port)
+    };
+    // The service may be called `longshore` or `longshore-<something>`.
+    service(key) || key.match_indices('_').any(|(at, _)| service(&key[at + 1..]) && !KNOWN.contains(&key))
+}
+
+struct Values {
+    values: BTreeMap<String, String>,
+}
+
+impl Values {
+    fn take(&mut self, key: &str) -> Option<String> {
+        self.values.remove(key)
+    }
+
+    fn parse<T>(&mut self, key: &str, expected: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        match read(&text) {
+            Some(value) => Ok(Some(value)),
+            // Values that may be secrets are not shown.
+            None if key.ends_with("URL") || key.contains("KEY") => {
+                bail!("the setting {PREFIX}{key} must be {expected}")
+            }
+            None => bail!("the setting {PREFIX}{key} must be {expected}, not '{text}'"),
+        }
+    }
+
+    fn url(&mut self, key: &str, schemes: &[&str]) -> Result<Option<Url>> {
+        let expected = format!("a URL that begins with {}", schemes.map_join());
+        self.parse(key, &expected, |text| text.parse::<Url>().ok().filter(|url| schemes.contains(&url.scheme())))
+    }
+
+    fn database(&mut self, key: &str) -> Result<Option<Secret>> {
+        let schemes = ["sqlite://", "postgres://", "postgresql://"];
+        self.parse(key, "a URL that begins with sqlite:// or postgres://", |text| {
+            let known = schemes.iter().any(|scheme| text.starts_with(scheme) && text.len() > scheme.len());
+            known.then(|| Secret::new(text))
+        })
+    }
+
+    fn typed(mut self) -> Result<Settings> {
+        let endpoint = self.url("S3_ENDPOINT", &["http", "https"])?;
+        let access_key_id = self.take("S3_ACCESS_KEY_ID");
+        let secret = self.take("S3_SECRET_ACCESS_KEY").map(Secret::new);
+        let s3 = match (endpoint, access_key_id, secret) {
+            (Some(endpoint), Some(access_key_id), Some(secret_access_key)) => {
+                Some(S3Settings { endpoint, access_key_id, secret_access_key })
+            }
+            (Some(_), _, _) => bail!(
+                "LONGSHORE_S3_ENDPOINT is set; LONGSHORE_S3_ACCESS_KEY_ID and LONGSHORE_S3_SECRET_ACCESS_KEY must be, too"
+            ),
+            (None, None, None) => None,
+            (None, _, _) => bail!(
+                "LONGSHORE_S3_ACCESS_KEY_ID and LONGSHORE_S3_SECRET_ACCESS_KEY belong to LONGSHORE_S3_ENDPOINT, which is not set"
+            ),
+        };
+        let address = |text: &str| text.parse::<SocketAddr>().ok();
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Ok(Settings {
+            listen: self.parse("LISTEN", "an address and a port, such as 127.0.0.1:8080", address)?,
+            data_dir: self.take("DATA_DIR").unwrap_or_else(|| "./longshore-data".into()).into(),
+            database_url: self.database("DATABASE_URL")?,
+            destination_url: self.database("DESTINATION_URL")?,
+            nats_url: self.parse("NATS_URL", "a URL that begins with nats:// or tls://", |text| {
+                (text.starts_with("nats://") || text.starts_with("tls://")).then(|| Secret::new(text))
+            })?,
+            nats_events_subject: self
+                .parse("NATS_EVENTS_SUBJECT", "a subject without wildcards or spaces", |text| {
+                    let fits = !text.is_empty()
+                        && !text.contains(['*', '>', ' ', '\t'])
+                        && text.split('.').all(|part| !part.is_empty());
+                    fits.then(|| text.to_owned())
+                })?
+                .unwrap_or_else(|| "longshore.storage-events".into()),
+            s3,
+            s3_listen: self.parse("S3_LISTEN", "an address and a port, such as 127.0.0.1:9000", address)?,
+            s3_public_endpoint: self.url("S3_PUBLIC_ENDPOINT", &["http", "https"])?,
+            s3_bucket: self
+                .parse("S3_BUCKET", "a bucket name: 3 to 63 of a-z, 0-9, '-' and '.'", |text| {
+                    let fits = (3..=63).contains(&text.len())
+                        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+                        && !text.contains("..")
+                        && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+                    fits.then(|| text.to_owned())
+                })?
+                .unwrap_or_else(|| "imports".into()),
+            s3_region: self.take("S3_REGION").unwrap_or_else(|| "us-east-1".into()),
+            s3_notification_arn: self.parse("S3_NOTIFICATION_ARN", "an ARN: arn:minio:sqs::<id>:nats", |text| {
+                text.starts_with("arn:").then(|| text.to_owned())
+            })?,
+            chunk_size: self.parse("CHUNK_SIZE", "a whole number of bytes from 1", |text| {
+                text.parse().ok().filter(|size| (1..=i64::MAX as u64).contains(size))
+            })?,
+            workers: self.parse("WORKERS", "a whole number from 1", |text| text.parse().ok())?.unwrap_or(cores),
+            sweep_interval: self
+                .parse("SWEEP_INTERVAL", "a duration such as 30s, 500ms, 2m or 1h", duration)?
+                .unwrap_or(Duration::from_secs(30)),
+            log: self.take("LOG"),
+        })
+    }
+}
+
+trait MapJoin {
+    fn map_join(&self) -> String;
+}
+
+impl MapJoin for [&str] {
+    fn map_join(&self) -> String {
+        self.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ")
+    }
+}
+
+/// `30s`, `500ms`, `2m`, `1h`; not zero.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let millis = match unit.trim() {
+        "ms" => number,
+        "s" => number.checked_mul(1000)?,
+        "m" => number.checked_mul(60_000)?,
+        "h" => number.checked_mul(3_600_000)?,
+        _ => return None,
+    };
+    (millis > 0).then(|| Duration::from_millis(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(values: &[(&str, &str)]) -> Result<Settings> {
+        let environment = values.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Settings::from_values(BTreeMap::new(), environment)
+    }
+
+    #[test]
+    fn nothing_is_required() {
+        let settings = read(&[]).unwrap();
+        assert_eq!(settings.api_listen().to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.sweep_interval, Duration::from_secs(30));
+        assert!(settings.s3.is_none() && settings.nats_url.is_none() && settings.database_url.is_none());
+    }
+
+    #[test]
+    fn unknown_settings_and_bad_values_are_named() {
+        for (name, value) in [
+            ("LONGSHORE_LISTN", "x"),
+            ("LONGSHORE_LISTEN", "8080"),
+            ("LONGSHORE_WORKERS", "0"),
+            ("LONGSHORE_CHUNK_SIZE", "0"),
+            ("LONGSHORE_CHUNK_SIZE", "8MB"),
+            ("LONGSHORE_SWEEP_INTERVAL", "30"),
+            ("LONGSHORE_DATABASE_URL", "mysql://x"),
+            ("LONGSHORE_S3_ENDPOINT", "minio:9000"),
+            ("LONGSHORE_S3_BUCKET", "Imports"),
+            ("LONGSHORE_NATS_URL", "http://x"),
+            ("LONGSHORE_NATS_EVENTS_SUBJECT", "a.>"),
+            ("LONGSHORE_S3_NOTIFICATION_ARN", "nats"),
+        ] {
+            let error = read(&[(name, value)]).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let error = read(&[("LONGSHORE_DATABASE_URL", "mysql://u:secret@h")]).unwrap_err();
+        assert!(!format!("{error:#}").contains("secret"));
+        let shown = format!("{:?}", read(&[("LONGSHORE_DATABASE_URL", "postgres://u:secret@h/d")]).unwrap());
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn an_endpoint_needs_its_credentials() {
+        assert!(read(&[("LONGSHORE_S3_ENDPOINT", "http://127.0.0.1:9000")]).is_err());
+        assert!(read(&[("LONGSHORE_S3_ACCESS_KEY_ID", "a")]).is_err());
+        let whole = [
+            ("LONGSHORE_S3_ENDPOINT", "http://127.0.0.1:9000"),
+            ("LONGSHORE_S3_ACCESS_KEY_ID", "a"),
+            ("LONGSHORE_S3_SECRET_ACCESS_KEY", "b"),
+        ];
+        assert!(read(&whole).unwrap().s3.is_some());
+    }
+
+    #[test]
+    fn what_kubernetes_injects_is_passed_over() {
+        for name in [
+            "LONGSHORE_SERVICE_HOST",
+            "LONGSHORE_SERVICE_PORT",
+            "LONGSHORE_SERVICE_PORT_HTTP",
+            "LONGSHORE_PORT",
+            "LONGSHORE_PORT_8080_TCP",
+            "LONGSHORE_PORT_8080_TCP_ADDR",
+            "LONGSHORE_API_SERVICE_HOST",
+            "LONGSHORE_API_PORT_8080_TCP_PROTO",
+        ] {
+            assert!(read(&[(name, "tcp://10.0.0.1:8080")]).is_ok(), "{name}");
+        }
+        assert!(read(&[("LONGSHORE_PORTS", "1")]).is_err());
+        assert!(read(&[("LONGSHORE_EXPORT", "1")]).is_err());
+    }
+
+    #[test]
+    fn the_environment_goes_before_the_file() {
+        let file = read_file("workers = 3\nlisten = \"127.0.0.1:1\"").unwrap();
+        let environment = BTreeMap::from([("LONGSHORE_WORKERS".to_owned(), "5".to_owned())]);
+        let settings = Settings::from_values(file, environment).unwrap();
+        assert_eq!((settings.workers.get(), settings.api_listen().port()), (5, 1));
+        assert!(read_file("worker = 3").unwrap_err().to_string().contains("'worker'"));
+        assert!(read_file("LISTEN = \"x\"").is_err());
+        assert!(read_file("workers = [1]").is_err());
+    }
+}
