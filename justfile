@@ -1,0 +1,42 @@
+# Everyday recipes. `just` alone lists them.
+
+# Lists the recipes
+default:
+    @just --list
+
+# Imports the example into SQLite, all in one process
+demo:
+    cargo run --release -- import examples/trips.csv --table trips
+
+# Everything in one process, with its data in ./longshore-data
+serve:
+    cargo run --release -- serve
+
+# All tests, with the servers that they need
+test *ARGS:
+    deploy/servers test {{ARGS}}
+
+# Only the tests that need no server
+unit:
+    cargo test --release -p longshore-domain -p longshore-parse -p longshore-actors -p longshore-api
+
+# Everything that a change has to pass
+ci:
+    .ci/run
+
+# Formats and lints
+lint:
+    cargo fmt --all
+    cargo clippy --release --workspace --all-targets -- -D warnings
+
+# 1 GB of lineitem through the cluster, beside psql \copy
+bench:
+    deploy/bench
+
+# The ways to publish, measured (docs/protocol.md)
+bench-publish:
+    deploy/servers run -- deploy/bench-publish
+
+# PostgreSQL, NATS and MinIO for a try by hand; `deploy/servers stop DIR` ends them
+servers:
+    deploy/servers start
