@@ -244,7 +244,8 @@ async fn store_widenings(
 
 /// Stores why the import cannot go on; the owner aborts it.
 async fn fail_import(services: &Services, job: ChunkJob, problem: &Problem) -> Outcome {
-    match services.database.store_error(job.import, job.epoch, problem).await {
+    let working = [ImportState::Planning, ImportState::Running];
+    match services.database.store_error(job.import, job.attempt, job.epoch, &working, problem).await {
         Ok(_) => Outcome::LookAgain,
         Err(error) => {
             tracing::warn!(%error, "the reason was not stored; the chunk will be tried again");

@@ -1,14 +1,14 @@
 //! Raw records of rows that the destination refused, found in the object by their numbers.
 
 use async_trait::async_trait;
-use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{LineNumber, LoadPlan, RowNumber};
 use longshore_parse::{ChunkInput, find_records};
 use longshore_storage::database::{ChunkRecord, ImportRecord};
 use longshore_storage::destination::{DestinationError, RecordLookup};
+use longshore_storage::objects::ObjectError;
 
-use crate::patience::{Gave, patiently};
+use crate::chunk::object_problem;
 use crate::services::Services;
 
 /// Looks rows up in the import's object, chunk by chunk.
@@ -48,13 +48,13 @@ impl RecordLookup for ObjectLookup {
             if here.is_empty() {
                 continue;
             }
-            let get = || self.services.objects.get_range(&self.key, chunk.planned.range, &self.etag);
-            let bytes = patiently(&CancellationToken::new(), "read refused rows", get).await.map_err(|gave| {
-                let reason = match gave {
-                    Gave::Up(error) => error.to_string(),
-                    Gave::Stopped => "stopped".to_owned(),
-                };
-                DestinationError::Unavailable { reason }
+            // Called inside the publish's transaction: no patience here, the owner tries the whole publish again.
+            let get = self.services.objects.get_range(&self.key, chunk.planned.range, &self.etag);
+            let bytes = get.await.map_err(|error| match error {
+                ObjectError::Missing { .. } | ObjectError::Changed { .. } => {
+                    DestinationError::Refused(object_problem(&error))
+                }
+                error => DestinationError::Unavailable { reason: error.to_string() },
             })?;
             let input = ChunkInput {
                 bytes: &bytes,

@@ -199,18 +199,36 @@ impl Owner {
         self.record.plan.clone().ok_or_else(missing)
     }
 
+    /// Whether a worker found an inferred column too narrow: asked of the plan, not of what this owner saw before, since an
+    /// earlier owner may have died between the two.
+    fn check_widened(&self) -> Step<()> {
+        let plan = self.load_plan()?;
+        let mut inferred = plan.fields.iter().filter(|field| field.inferred);
+        let wider = inferred.any(|field| {
+            let found = self.record.widened.get(&field.name);
+            found.is_some_and(|found| longshore_parse::join_types(&field.kind, found) != field.kind)
+        });
+        if wider { Err(Stop::Restart("the inferred columns had to widen")) } else { Ok(()) }
+    }
+
+    /// Makes sure that what the ledger counts is staged.
+    async fn prepare_staging(&self, plan: &LoadPlan) -> Step<()> {
+        let ticket = self.ticket();
+        let destination = &self.services.destination;
+        match patiently(&self.stop, "prepare staging", || destination.prepare_staging(ticket, plan)).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(Gave::Stopped) => Err(Stop::Lost),
+            Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart("staged work was lost")),
+            Err(Gave::Up(error)) => Err(Stop::Fail(destination_problem(error))),
+        }
+    }
+
     /// Makes sure of the staging, then scans, hands out chunks and waits until all are committed.
     async fn load(&mut self) -> Step<()> {
         let plan = self.load_plan()?;
+        self.check_widened()?;
+        self.prepare_staging(&plan).await?;
         let ticket = self.ticket();
-        let destination = &self.services.destination;
-        match patiently(&self.stop, "prepare staging", || destination.prepare_staging(ticket, &plan)).await {
-            Ok(true) => {}
-            Ok(false) => return Err(Stop::Lost),
-            Err(Gave::Stopped) => return Err(Stop::Lost),
-            Err(Gave::Up(DestinationError::StagingLost { .. })) => return Err(Stop::Restart("staged work was lost")),
-            Err(Gave::Up(error)) => return Err(Stop::Fail(destination_problem(error))),
-        }
         let database = &self.services.database;
         let free = || database.free_chunks(ticket.import, ticket.attempt);
         patiently(&self.stop, "free chunks", free).await.map_err(|gave| problem(gave, internal))?;
@@ -278,15 +296,23 @@ impl Owner {
     /// Stores the reason, closes the fence, drops what was staged, and only then says `failed`. Answers whether to enter
     /// again: a publish may have been first.
     async fn fail(&mut self, reason: &Problem) -> Step<bool> {
-        let (id, epoch) = (self.record.id, self.record.epoch);
+        let Ticket { import, attempt, epoch } = self.ticket();
         if self.record.error.is_none() {
             let database = &self.services.database;
-            let stored = patiently(&self.stop, "store the reason", || database.store_error(id, epoch, reason)).await;
+            let store = || database.store_error(import, attempt, epoch, &ImportState::MAY_FAIL, reason);
+            let stored = patiently(&self.stop, "store the reason", store).await;
             if !stored.map_err(|gave| problem(gave, internal))? {
-                return Err(Stop::Lost);
+                self.reload().await?;
+                return if self.record.state == ImportState::Cancelling {
+                    self.cancel().await
+                } else {
+                    Err(Stop::Lost)
+                };
             }
         }
-        if self.abort().await? {
+        // A publish that was first wins. In any other state its marker contradicts the control database: the import fails
+        // and says so, with the rows where they are.
+        if self.abort().await? && self.record.state == ImportState::Publishing {
             return self.enter_again().await;
         }
         match self.change(Change::Fail).await {
@@ -424,7 +450,12 @@ impl Run {
                 Some(report) = reports.next() => match report.outcome {
                     _ if report.job.attempt != owner.record.attempt => {}
                     ChunkOutcome::Finished(tally) => self.finished(owner, report.job.chunk, tally)?,
-                    ChunkOutcome::Changed => self.look(owner).await?,
+                    ChunkOutcome::Changed => {
+                        self.look(owner).await?;
+                        // What the worker saw may be in the destination: staging that somebody dropped.
+                        let plan = owner.load_plan()?;
+                        owner.prepare_staging(&plan).await?;
+                    }
                 },
                 _ = tick.tick() => self.look(owner).await?,
             }
@@ -515,7 +546,6 @@ impl Run {
     /// What the databases say: the truth, whatever was reported.
     async fn look(&mut self, owner: &mut Owner) -> Step<()> {
         let (was, attempt) = (owner.record.state, owner.record.attempt);
-        let widened = owner.record.widened.clone();
         owner.reload().await?;
         if owner.record.state == ImportState::Cancelling {
             return Err(Stop::Cancel);
@@ -526,9 +556,7 @@ impl Run {
         if owner.record.error.is_some() {
             return Err(Stop::Fail(owner.stored_error()));
         }
-        if owner.record.widened != widened {
-            return Err(Stop::Restart("the inferred columns had to widen"));
-        }
+        owner.check_widened()?;
         let Some(lowest) = self.window.lowest_open() else { return Ok(()) };
         let id = owner.record.id;
         let database = &owner.services.database;

@@ -46,6 +46,9 @@ impl ImportState {
         Self::Expired,
     ];
 
+    /// The states that an import can fail in.
+    pub const MAY_FAIL: [Self; 4] = [Self::Queued, Self::Planning, Self::Running, Self::Publishing];
+
     /// The word for it in JSON and in the database.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -201,6 +204,12 @@ mod tests {
                 assert_eq!(from.transition(to).is_ok(), LEGAL.contains(&(from, to)), "{from} -> {to}");
             }
         }
+    }
+
+    #[test]
+    fn an_import_fails_from_exactly_these_states() {
+        let may: Vec<_> = ImportState::ALL.into_iter().filter(|state| state.transition(Failed).is_ok()).collect();
+        assert_eq!(may, ImportState::MAY_FAIL);
     }
 
     #[test]

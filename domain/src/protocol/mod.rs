@@ -4,6 +4,7 @@
 //! - [`fence`]: what the destination admits.
 //! - [`owner`]: where a new owner begins, and when an attempt can be published.
 //! - [`window`]: which chunk jobs to publish next.
+//! - `model` (tests): every order in which these steps can happen, searched.
 
 pub mod fence;
 #[cfg(test)]

@@ -17,6 +17,8 @@ use crate::state::ImportState::{self, *};
 const CHUNKS: usize = 2;
 /// Attempts at most.
 const ATTEMPTS: usize = 2;
+/// Epochs at most: an owner may lose its import to trouble only.
+const EPOCHS: u8 = 6;
 /// All chunks, as bits.
 const ALL: u8 = (1 << CHUNKS) - 1;
 
@@ -68,6 +70,8 @@ struct Budget {
     cancels: u8,
     /// Retries asked for.
     retries: u8,
+    /// Triggers that start once more, whatever they saw.
+    late: u8,
     /// Whether chunk 1 needs wider types than the first plan has.
     widens: bool,
 }
@@ -242,8 +246,11 @@ impl World {
         } else if self.control.state.needs_owner() {
             let mut world = *self;
             world.control.epoch += 1;
+            if world.control.epoch > EPOCHS {
+                world.wrong = Some("owners come and go without end");
+            }
             world.jobs = 0;
-            let (epoch, record) = (world.control.epoch, world.control);
+            let (epoch, record) = (world.control.epoch, Control { done: 0, ..world.control });
             world.owner = Some(Owner { epoch, record, widened: record.widened, step: Step::RaiseFence });
             next.push(("O1 claim", true, world));
         }
@@ -276,13 +283,15 @@ impl World {
             next.push(("S2 expire", false, world));
         }
         if self.trigger {
-            // Triggers come any number of times: this one may stay.
-            let mut world = *self;
+            let mut world = Self { trigger: false, ..*self };
             if state == AwaitingUpload || broken.contains(&Broken::StartUnconditional) {
                 world.set_state(Queued);
             }
             next.push(("start", true, world));
-            next.push(("the last trigger ends", false, Self { trigger: false, ..world }));
+            if self.budget.late > 0 {
+                let budget = Budget { late: self.budget.late - 1, ..self.budget };
+                next.push(("start, and a late trigger", false, Self { trigger: true, budget, ..world }));
+            }
         }
         if self.budget.cancels > 0 && matches!(state, AwaitingUpload | Queued | Planning | Running) {
             let mut world = *self;

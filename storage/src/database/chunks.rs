@@ -9,7 +9,7 @@ use longshore_domain::{
 };
 
 use super::entity::{chunks, imports};
-use super::{Database, DatabaseError, ImportRecord, signed, unsigned};
+use super::{Database, DatabaseError, ImportRecord, number, signed, unsigned};
 use crate::bus::ChunkJob;
 use longshore_parse::Widening;
 
@@ -58,7 +58,10 @@ impl ChunkRecord {
         Ok(Self {
             planned: NewChunk {
                 chunk: ChunkIndex(u32::try_from(row.chunk).unwrap_or(0)),
-                range: ByteRange { start: ByteOffset(unsigned(row.start_byte)), end: ByteOffset(unsigned(row.end_byte)) },
+                range: ByteRange {
+                    start: ByteOffset(unsigned(row.start_byte)),
+                    end: ByteOffset(unsigned(row.end_byte)),
+                },
                 first_row: RowNumber(unsigned(row.first_row)),
                 first_line: LineNumber(unsigned(row.first_line)),
                 next_line: LineNumber(unsigned(row.next_line)),
@@ -130,9 +133,7 @@ impl Database {
         let mut update = self
             .owned(id, epoch)
             .filter(imports::Column::Attempt.eq(number(attempt.0)))
-            .filter(
-                imports::Column::State.is_in([ImportState::Planning.as_str(), ImportState::Running.as_str()]),
-            )
+            .filter(imports::Column::State.is_in([ImportState::Planning.as_str(), ImportState::Running.as_str()]))
             .col_expr(imports::Column::ScanDone, Expr::value(scan_done))
             .col_expr(imports::Column::Version, Expr::col(imports::Column::Version).add(1));
         if let Some(total) = total {
@@ -218,7 +219,8 @@ impl Database {
         Ok(changed.rows_affected == 1)
     }
 
-    /// Gives a claim back: the next worker need not wait for it to run out. The claim stays counted.
+    /// Gives a claim back: the next worker need not wait for it to run out, and it does not count as a try, since what is
+    /// counted are workers that died on a chunk.
     ///
     /// # Errors
     /// [`DatabaseError`]
@@ -226,6 +228,7 @@ impl Database {
         let _turn = self.turn().await;
         chunks::Entity::update_many()
             .col_expr(chunks::Column::State, Expr::value(ChunkState::Pending.as_str()))
+            .col_expr(chunks::Column::Claims, Expr::col(chunks::Column::Claims).sub(1))
             .col_expr(chunks::Column::ClaimUntilMs, Expr::value(0_i64))
             .filter(of_job(job))
             .filter(chunks::Column::State.eq(ChunkState::Running.as_str()))
@@ -317,10 +320,9 @@ impl Database {
                 };
                 widened.insert(field.name.clone(), kind);
             }
-            let update = self.owned(id, epoch).col_expr(
-                imports::Column::Widened,
-                Expr::value(super::imports::write_json("widened", &widened)?),
-            );
+            let update = self
+                .owned(id, epoch)
+                .col_expr(imports::Column::Widened, Expr::value(super::imports::write_json("widened", &widened)?));
             let update = match before {
                 Some(before) => update.filter(imports::Column::Widened.eq(before)),
                 None => update.filter(imports::Column::Widened.is_null()),
@@ -363,10 +365,6 @@ fn of_job(job: &ChunkJob) -> sea_orm::Condition {
         .add(chunks::Column::ImportId.eq(job.import.0))
         .add(chunks::Column::Attempt.eq(number(job.attempt.0)))
         .add(chunks::Column::Chunk.eq(number(job.chunk.0)))
-}
-
-fn number(number: u32) -> i32 {
-    i32::try_from(number).unwrap_or(i32::MAX)
 }
 
 fn to_row(id: ImportId, attempt: Attempt, new: &NewChunk) -> chunks::ActiveModel {

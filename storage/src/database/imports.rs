@@ -7,8 +7,8 @@ use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{ActiveValue, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use longshore_domain::{
-    Attempt, ColumnType, CreateRequest, Epoch, Import, ImportId, ImportState, LoadPlan, Problem, Progress, SourceObject,
-    Trigger, progress,
+    Attempt, ColumnType, CreateRequest, Epoch, Import, ImportId, ImportState, LoadPlan, Problem, Progress,
+    SourceObject, Trigger, progress,
 };
 
 use super::entity::imports::{ActiveModel, Column, Entity, Model};
@@ -114,6 +114,16 @@ impl ImportRecord {
         })
     }
 
+    /// The counters; of an import that is done with the rate over all of it.
+    fn final_progress(&self) -> Progress {
+        let (Some(started), Some(finished), true) = (self.started_at, self.finished_at, self.state.is_done()) else {
+            return self.progress;
+        };
+        let seconds = (finished - started).num_milliseconds() as f64 / 1000.0;
+        let rate = (seconds > 0.0).then(|| (self.progress.rows_read as f64 / seconds * 10.0).round() / 10.0);
+        Progress { rows_per_second: rate, eta_seconds: None, ..self.progress }
+    }
+
     /// The resource that clients see.
     #[must_use]
     pub fn to_resource(&self, bucket: &str) -> Import {
@@ -145,7 +155,7 @@ impl ImportRecord {
             format: format.unwrap_or_default(),
             columns: self.plan.as_ref().map(|plan| plan.columns.clone()).or_else(|| self.request.columns.clone()),
             on_error: self.request.on_error,
-            progress: self.progress,
+            progress: self.final_progress(),
             error: self.error.clone().filter(|_| self.state == ImportState::Failed),
         }
     }

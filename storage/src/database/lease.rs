@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, UpdateMany};
 
-use longshore_domain::{ColumnType, Epoch, ImportId, ImportState, LoadPlan, Problem, Progress};
+use longshore_domain::{Attempt, ColumnType, Epoch, ImportId, ImportState, LoadPlan, Problem, Progress};
 
 use super::entity::imports::{Column, Entity};
 use super::imports::write_json;
-use super::{Database, DatabaseError, ImportRecord, LEASE, signed};
+use super::{Database, DatabaseError, ImportRecord, LEASE, number, signed};
 
 /// A change of state by the owner, with what goes along in the same statement.
 #[derive(Debug, Clone)]
@@ -156,12 +156,25 @@ impl Database {
         Ok(update.exec(&self.connection).await?.rows_affected == 1)
     }
 
-    /// Stores why the import will fail, before the destination is told, so that a next owner goes on with it.
+    /// Stores why the import will fail, before the destination is told, so that a next owner goes on with it. Only in one of
+    /// `states` and in that attempt: a worker that is late must not fail what came after it. `false`: it was neither.
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn store_error(&self, id: ImportId, epoch: Epoch, problem: &Problem) -> Result<bool, DatabaseError> {
-        let update = self.owned(id, epoch).col_expr(Column::Error, Expr::value(write_json("error", problem)?));
+    pub async fn store_error(
+        &self,
+        id: ImportId,
+        attempt: Attempt,
+        epoch: Epoch,
+        states: &[ImportState],
+        problem: &Problem,
+    ) -> Result<bool, DatabaseError> {
+        let update = self
+            .owned(id, epoch)
+            .filter(Column::Attempt.eq(number(attempt.0)))
+            .filter(Column::State.is_in(states.iter().map(|state| state.as_str())))
+            .col_expr(Column::Error, Expr::value(write_json("error", problem)?))
+            .col_expr(Column::Version, Expr::col(Column::Version).add(1));
         let _turn = self.turn().await;
         Ok(update.exec(&self.connection).await?.rows_affected == 1)
     }

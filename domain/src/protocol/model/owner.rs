@@ -13,7 +13,7 @@ impl Owner {
 
     /// Reads the import again; `None`: another owner has it.
     fn reload(self, world: &World) -> Option<Self> {
-        let record = world.control;
+        let record = Control { done: 0, ..world.control };
         (record.epoch == self.epoch).then_some(Self { record, widened: record.widened, ..self })
     }
 
@@ -212,7 +212,8 @@ impl World {
             }
             next.push(("O7 publish a job", true, after, world));
         }
-        let looked = owner.reload(&self).filter(|owner| owner.record.attempt == attempt && !owner.record.state.is_done());
+        let looked =
+            owner.reload(&self).filter(|owner| owner.record.attempt == attempt && !owner.record.state.is_done());
         let narrow = if broken.contains(&Broken::WidenedComparedWithRecord) {
             now.widened != owner.widened
         } else {

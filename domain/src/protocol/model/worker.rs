@@ -6,13 +6,9 @@ impl World {
     /// Whether a transaction of that epoch and attempt may commit.
     pub(super) fn admits(&self, epoch: u8, attempt: u8, broken: &[Broken]) -> bool {
         self.fence.is_some_and(|fence| {
-            let epoch =
-                if broken.contains(&Broken::EpochUnchecked) { fence.epoch } else { Epoch(i64::from(epoch)) };
-            let attempt = if broken.contains(&Broken::AttemptUnchecked) {
-                fence.attempt
-            } else {
-                Attempt(u32::from(attempt))
-            };
+            let epoch = if broken.contains(&Broken::EpochUnchecked) { fence.epoch } else { Epoch(i64::from(epoch)) };
+            let attempt =
+                if broken.contains(&Broken::AttemptUnchecked) { fence.attempt } else { Attempt(u32::from(attempt)) };
             fence.admits(epoch, attempt)
         })
     }
@@ -73,7 +69,8 @@ impl World {
                     let mut world = *self;
                     world.budget.faults -= 1;
                     let loading = matches!(world.control.state, Planning | Running);
-                    if (mine && loading) || (world.control.epoch == epoch && broken.contains(&Broken::ErrorOfAnyAttempt))
+                    if (mine && loading)
+                        || (world.control.epoch == epoch && broken.contains(&Broken::ErrorOfAnyAttempt))
                     {
                         world.control.error = attempt;
                     }

@@ -160,15 +160,27 @@ pub(super) async fn raise(pool: &PgPool, ticket: Ticket) -> Result<Option<FenceS
     loop {
         let outcome = raise_once(pool, ticket).await;
         tried += 1;
-        if !cleared(pool, ticket, Whose::Older, tried, &outcome).await? {
-            return outcome;
+        if cleared(pool, ticket, Whose::Older, tried, &outcome).await? {
+            continue;
         }
+        // A session that began between the first look and the new epoch commits nothing, but it may hold locks.
+        if matches!(outcome, Ok(Some(_))) {
+            terminate(pool, ticket, Whose::Older).await?;
+        }
+        return outcome;
     }
+}
+
+/// Ends what this import's own epoch left open, such as a worker that was stopped inside COPY: everything it was to write is
+/// in the ledger, or is not wanted.
+pub(super) async fn end_sessions(pool: &PgPool, ticket: Ticket) -> Result<(), DestinationError> {
+    terminate(pool, ticket, Whose::All).await
 }
 
 async fn raise_once(pool: &PgPool, ticket: Ticket) -> Result<Option<FenceState>, DestinationError> {
     let (mut session, fence) = locked(pool, ticket).await?;
-    if fence.epoch > ticket.epoch.0 {
+    let newer_attempt = fence.epoch == ticket.epoch.0 && fence.attempt > i64::from(ticket.attempt.0);
+    if fence.epoch > ticket.epoch.0 || newer_attempt {
         session.rollback().await;
         return Ok(None);
     }

@@ -40,6 +40,25 @@ pub(super) async fn publish(
     on_error: OnError,
     lookup: &dyn RecordLookup,
 ) -> Result<PublishOutcome, DestinationError> {
+    let outcome = publish_once(pool, ticket, plan, planned, on_error, lookup).await;
+    if let Err(error) = &outcome
+        && session::is_lock_timeout(error)
+    {
+        // A worker of this very epoch that was stopped inside COPY holds a lock on the staging table. The ledger was
+        // complete, so nothing it has is wanted: the next try finds the lock free.
+        fence::end_sessions(pool, ticket).await?;
+    }
+    outcome
+}
+
+async fn publish_once(
+    pool: &PgPool,
+    ticket: Ticket,
+    plan: &LoadPlan,
+    planned: Planned,
+    on_error: OnError,
+    lookup: &dyn RecordLookup,
+) -> Result<PublishOutcome, DestinationError> {
     let mut session = Session::begin(pool, Some(ticket), Work::Long).await?;
     if let Some(outcome) = closed(&mut session, ticket).await? {
         session.rollback().await;

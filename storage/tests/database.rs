@@ -1,0 +1,361 @@
+//! The control database's conformance suite, on SQLite and PostgreSQL alike.
+
+#![allow(missing_docs)]
+
+use chrono::Utc;
+use longshore_domain::{
+    Attempt, ByteRange, ChunkIndex, ChunkState, Column, ColumnType, CreateRequest, Epoch, FieldPlan, Format, ImportId,
+    ImportState, LineNumber, LoadPlan, Problem, ProblemKind, Progress, RowNumber, Tally, Target, Trigger,
+};
+use longshore_parse::Widening;
+use longshore_storage::bus::ChunkJob;
+use longshore_storage::database::{
+    Change, ChunkClaim, Database, ImportFilter, ImportRecord, NewChunk, NewImport, Started,
+};
+use serde_json::json;
+use sqlx::{Connection, Executor};
+
+/// A database of its own, gone behind the test.
+struct Fresh {
+    database: Database,
+    url: String,
+    drop_on: Option<(String, String)>,
+    _folder: tempfile::TempDir,
+}
+
+async fn sqlite() -> Fresh {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}?mode=rwc", folder.path().join("control.sqlite").display());
+    let database = Database::connect(&url, None).await.unwrap();
+    Fresh { database, url, drop_on: None, _folder: folder }
+}
+
+async fn postgres() -> Fresh {
+    let server = std::env::var("LONGSHORE_TEST_POSTGRES_URL")
+        .expect("LONGSHORE_TEST_POSTGRES_URL is not set: run `deploy/servers test`");
+    let name = format!("longshore_test_{}", ImportId::generate().0.simple());
+    let mut admin = sqlx::PgConnection::connect(&server).await.unwrap();
+    admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
+    let mut url: url::Url = server.parse().unwrap();
+    url.set_path(&name);
+    let database = Database::connect(url.as_str(), None).await.unwrap();
+    Fresh { database, url: url.into(), drop_on: Some((server, name)), _folder: tempfile::tempdir().unwrap() }
+}
+
+impl Fresh {
+    async fn end(self) {
+        if let Some((server, name)) = self.drop_on {
+            drop(self.database);
+            let mut admin = sqlx::PgConnection::connect(&server).await.unwrap();
+            admin.execute(sqlx::AssertSqlSafe(format!("DROP DATABASE {name} WITH (FORCE)"))).await.unwrap();
+        }
+    }
+}
+
+/// Runs a test on both databases, migrated.
+macro_rules! on_both {
+    ($($name:ident)*) => {
+        mod on_sqlite { $(#[tokio::test] async fn $name() { super::run(super::sqlite().await, super::$name).await; })* }
+        mod on_postgres { $(#[tokio::test] async fn $name() { super::run(super::postgres().await, super::$name).await; })* }
+    };
+}
+
+async fn run<F: Future<Output = ()>>(fresh: Fresh, test: impl FnOnce(Database, String) -> F) {
+    fresh.database.migrate().await.unwrap();
+    test(fresh.database.clone(), fresh.url.clone()).await;
+    fresh.end().await;
+}
+
+on_both! {
+    two_nodes_migrate_at_once
+    an_import_is_read_back_as_it_was_asked_for
+    listings_are_newest_first_and_filtered
+    many_triggers_start_an_import_once
+    only_one_of_many_claims_wins
+    an_old_owner_changes_nothing
+    states_change_by_compare_and_set
+    chunks_are_stored_once_and_only_by_the_owner
+    a_chunk_has_one_worker_at_a_time_and_its_claims_are_counted
+    wider_types_merge_and_start_over
+    progress_survives_and_is_the_owners
+    an_import_expires_only_while_it_awaits
+    a_late_reason_fails_nothing
+}
+
+fn request(table: &str) -> CreateRequest {
+    CreateRequest::from_value(&json!({"destination": {"table": table}, "format": {"delimiter": ";"}})).unwrap()
+}
+
+async fn create(database: &Database, table: &str) -> ImportRecord {
+    let id = ImportId::generate();
+    let new = NewImport {
+        id,
+        request: request(table),
+        object_key: format!("imports/{id}/a.csv"),
+        url_expires_at: Utc::now(),
+    };
+    database.create(&new).await.unwrap()
+}
+
+async fn started(database: &Database) -> ImportRecord {
+    let record = create(database, "t").await;
+    assert_eq!(database.start(record.id, Trigger::Event, 100, "etag").await.unwrap(), Started::Now);
+    database.import(record.id).await.unwrap().unwrap()
+}
+
+async fn claimed(database: &Database) -> ImportRecord {
+    let record = started(database).await;
+    database.claim(record.id, "node-a").await.unwrap().unwrap()
+}
+
+fn plan() -> LoadPlan {
+    let field = |name: &str, field| FieldPlan {
+        name: name.into(),
+        kind: ColumnType::Int64,
+        field,
+        nullable: true,
+        inferred: true,
+    };
+    let column = |name: &str| Column { name: name.into(), kind: ColumnType::Int64, source: None, nullable: true };
+    LoadPlan {
+        table: "t".parse().unwrap(),
+        target: Target::NewTable,
+        format: Format::default(),
+        width: 2,
+        header: vec!["a".into(), "b".into()],
+        fields: vec![field("a", 0), field("b", 1)],
+        columns: vec![column("a"), column("b")],
+        data_start: longshore_domain::ByteOffset(4),
+        data_line: 2,
+    }
+}
+
+async fn running(database: &Database) -> ImportRecord {
+    let record = claimed(database).await;
+    let (id, epoch) = (record.id, record.epoch);
+    assert!(database.change(id, epoch, ImportState::Queued, &Change::Plan).await.unwrap());
+    assert!(database.store_plan(id, epoch, &plan()).await.unwrap());
+    assert!(database.change(id, epoch, ImportState::Planning, &Change::Run).await.unwrap());
+    database.import(id).await.unwrap().unwrap()
+}
+
+fn chunk(number: u32) -> NewChunk {
+    let start = u64::from(number) * 10;
+    NewChunk {
+        chunk: ChunkIndex(number),
+        range: ByteRange::new(start, start + 10),
+        first_row: RowNumber(start + 1),
+        first_line: LineNumber(start + 1),
+        next_line: LineNumber(start + 11),
+        rows: 10,
+        oversized: false,
+    }
+}
+
+fn job(record: &ImportRecord, number: u32) -> ChunkJob {
+    ChunkJob { import: record.id, attempt: record.attempt, epoch: record.epoch, chunk: ChunkIndex(number) }
+}
+
+async fn two_nodes_migrate_at_once(_: Database, url: String) {
+    let nodes = futures::future::join_all((0..4).map(|_| async {
+        let database = Database::connect(&url, None).await?;
+        database.migrate().await?;
+        database.check().await
+    }));
+    for node in nodes.await {
+        node.unwrap();
+    }
+}
+
+async fn an_import_is_read_back_as_it_was_asked_for(database: Database, _: String) {
+    let record = create(&database, "sales.\"q1.2026\"").await;
+    let read = database.import(record.id).await.unwrap().unwrap();
+    assert_eq!(read.request, request("sales.\"q1.2026\""));
+    assert_eq!((read.state, read.attempt, read.epoch), (ImportState::AwaitingUpload, Attempt(1), Epoch(0)));
+    assert!(database.import(ImportId::generate()).await.unwrap().is_none());
+    let resource = serde_json::to_value(read.to_resource("bucket")).unwrap();
+    assert_eq!(resource["format"]["delimiter"], ";");
+    assert_eq!(resource["source"]["key"], read.object_key);
+    assert_eq!(resource["progress"]["rows_read"], 0);
+}
+
+async fn listings_are_newest_first_and_filtered(database: Database, _: String) {
+    let mut ids = Vec::new();
+    for n in 0..7 {
+        ids.push(create(&database, if n % 2 == 0 { "even" } else { "odd" }).await.id);
+    }
+    ids.reverse();
+    let all = |filter: ImportFilter, limit| {
+        let database = database.clone();
+        async move {
+            database.imports(&filter, limit).await.unwrap().into_iter().map(|record| record.id).collect::<Vec<_>>()
+        }
+    };
+    assert_eq!(all(ImportFilter::default(), 100).await, ids);
+    let page = all(ImportFilter { before: Some(ids[2]), ..Default::default() }, 2).await;
+    assert_eq!(page, ids[3..5]);
+    assert_eq!(all(ImportFilter { table: Some("even".into()), ..Default::default() }, 100).await.len(), 4);
+    database.start(ids[0], Trigger::Sweep, 1, "e").await.unwrap();
+    assert_eq!(all(ImportFilter { state: Some(ImportState::Queued), ..Default::default() }, 100).await, ids[..1]);
+}
+
+async fn many_triggers_start_an_import_once(database: Database, _: String) {
+    let record = create(&database, "t").await;
+    let triggers = [Trigger::Event, Trigger::Complete, Trigger::Sweep];
+    let starts = triggers.iter().cycle().take(12).map(|trigger| database.start(record.id, *trigger, 5, "e"));
+    let outcomes: Vec<_> = futures::future::join_all(starts).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Started::Now).count(), 1, "{outcomes:?}");
+    assert_eq!(database.start(ImportId::generate(), Trigger::Event, 5, "e").await.unwrap(), Started::Unknown);
+    assert!(database.awaiting(None, 10).await.unwrap().is_empty());
+    assert_eq!(database.ownerless(10).await.unwrap(), [record.id]);
+}
+
+async fn only_one_of_many_claims_wins(database: Database, _: String) {
+    let record = started(&database).await;
+    let owners: Vec<String> = (0..8).map(|n| format!("node-{n}")).collect();
+    let claims = futures::future::join_all(owners.iter().map(|owner| database.claim(record.id, owner))).await;
+    let won: Vec<_> = claims.into_iter().filter_map(Result::unwrap).collect();
+    assert_eq!(won.len(), 1);
+    assert_eq!(won[0].epoch, Epoch(1));
+    assert!(database.ownerless(10).await.unwrap().is_empty());
+    database.release(record.id, Epoch(1)).await.unwrap();
+    assert_eq!(database.claim(record.id, "next").await.unwrap().unwrap().epoch, Epoch(2));
+    assert!(database.claim(create(&database, "t").await.id, "x").await.unwrap().is_none(), "nothing to own yet");
+}
+
+async fn an_old_owner_changes_nothing(database: Database, _: String) {
+    let old = running(&database).await;
+    database.release(old.id, old.epoch).await.unwrap();
+    let new = database.claim(old.id, "node-b").await.unwrap().unwrap();
+    let problem = Problem::new(ProblemKind::EmptyFile, "x");
+    assert_eq!(database.renew(old.id, old.epoch).await.unwrap(), None);
+    assert!(!database.change(old.id, old.epoch, ImportState::Running, &Change::Publish).await.unwrap());
+    assert!(!database.store_error(old.id, old.attempt, old.epoch, &ImportState::MAY_FAIL, &problem).await.unwrap());
+    assert!(!database.store_progress(old.id, old.epoch, &Progress::default()).await.unwrap());
+    assert!(!database.store_chunks(old.id, old.attempt, old.epoch, &[chunk(0)], true).await.unwrap());
+    assert!(database.chunks(old.id, old.attempt, ChunkIndex(0), 10).await.unwrap().is_empty());
+    database.release(old.id, old.epoch).await.unwrap();
+    assert_eq!(database.renew(new.id, new.epoch).await.unwrap(), Some(ImportState::Running), "the new lease holds");
+}
+
+async fn states_change_by_compare_and_set(database: Database, _: String) {
+    let record = running(&database).await;
+    let (id, epoch) = (record.id, record.epoch);
+    assert!(!database.change(id, epoch, ImportState::Planning, &Change::Run).await.unwrap(), "it is running already");
+    assert!(database.change(id, epoch, ImportState::Running, &Change::Cancel).await.is_err(), "no such change");
+    assert!(database.change(id, epoch, ImportState::Running, &Change::Publish).await.unwrap());
+    let succeed = Change::Succeed { rows_loaded: 7, rows_rejected: 3 };
+    assert!(database.change(id, epoch, ImportState::Publishing, &succeed).await.unwrap());
+    let done = database.import(id).await.unwrap().unwrap();
+    assert_eq!((done.progress.rows_read, done.progress.rows_loaded, done.progress.rows_rejected), (10, 7, 3));
+    assert_eq!(done.progress.percent, 100.0);
+    assert!(done.finished_at.is_some() && done.started_at.is_some());
+    assert!(database.ownerless(10).await.unwrap().is_empty());
+    assert!(done.version > record.version);
+}
+
+async fn chunks_are_stored_once_and_only_by_the_owner(database: Database, _: String) {
+    let record = running(&database).await;
+    let (id, attempt, epoch) = (record.id, record.attempt, record.epoch);
+    let new: Vec<_> = (0..2500).map(chunk).collect();
+    assert!(database.store_chunks(id, attempt, epoch, &new[..2000], false).await.unwrap());
+    assert!(database.store_chunks(id, attempt, epoch, &new[1990..], true).await.unwrap(), "twice is harmless");
+    let stored = database.chunks(id, attempt, ChunkIndex(0), 10_000).await.unwrap();
+    assert_eq!(stored.iter().map(|chunk| chunk.planned).collect::<Vec<_>>(), new);
+    let read = database.import(id).await.unwrap().unwrap();
+    assert!(read.scan_done);
+    assert_eq!(read.progress.chunks_total, 2500);
+    assert!(!database.store_chunks(id, attempt.next(), epoch, &new, true).await.unwrap(), "another attempt");
+}
+
+async fn a_chunk_has_one_worker_at_a_time_and_its_claims_are_counted(database: Database, _: String) {
+    let record = running(&database).await;
+    database.store_chunks(record.id, record.attempt, record.epoch, &[chunk(0), chunk(1)], true).await.unwrap();
+    let job = job(&record, 0);
+    let workers: Vec<String> = (0..6).map(|n| format!("worker-{n}")).collect();
+    let claims = futures::future::join_all(workers.iter().map(|worker| database.claim_chunk(&job, worker))).await;
+    let won: Vec<_> = claims
+        .into_iter()
+        .filter_map(|claim| match claim.unwrap() {
+            ChunkClaim::Claimed(chunk) => Some(chunk),
+            ChunkClaim::NotNow => None,
+        })
+        .collect();
+    assert_eq!((won.len(), won[0].claims), (1, 1));
+    let worker = won[0].worker.clone().unwrap();
+    assert!(database.keep_chunk(&job, &worker).await.unwrap());
+    assert!(!database.keep_chunk(&job, "somebody").await.unwrap());
+    let open = database.open_chunks(record.id, record.attempt, ChunkIndex(0), 10).await.unwrap();
+    assert_eq!((open.len(), open[0].claimed, open[0].held, open[1].claimed), (2, true, true, false));
+
+    database.free_chunks(record.id, record.attempt).await.unwrap();
+    assert!(!database.keep_chunk(&job, &worker).await.unwrap(), "a new owner freed it");
+    let ChunkClaim::Claimed(again) = database.claim_chunk(&job, "next").await.unwrap() else { panic!("it is free") };
+    assert_eq!(again.claims, 2);
+    database.release_chunk(&job, "next").await.unwrap();
+    let open = database.open_chunks(record.id, record.attempt, ChunkIndex(0), 1).await.unwrap();
+    assert_eq!(open[0].claims, 1, "a claim that was handed back is no try");
+    database.finish_chunk(record.id, record.attempt, ChunkIndex(0), 4).await.unwrap();
+    assert_eq!(database.claim_chunk(&job, "late").await.unwrap(), ChunkClaim::NotNow, "it is done");
+    let stored = database.chunks(record.id, record.attempt, ChunkIndex(0), 1).await.unwrap();
+    assert_eq!((stored[0].state, stored[0].rows_rejected), (ChunkState::Done, 4));
+}
+
+async fn wider_types_merge_and_start_over(database: Database, _: String) {
+    let record = running(&database).await;
+    let decimal = |scale| ColumnType::Decimal { precision: 38, scale };
+    let widenings = |column, to| vec![Widening { column, to }];
+    let all =
+        [widenings(0, decimal(1)), widenings(0, decimal(4)), widenings(1, ColumnType::Text), widenings(0, decimal(2))];
+    let stored =
+        futures::future::join_all(all.iter().map(|one| database.widen(record.id, record.attempt, record.epoch, one)));
+    assert!(stored.await.into_iter().all(Result::unwrap));
+    let read = database.import(record.id).await.unwrap().unwrap();
+    assert_eq!(read.widened["a"], decimal(4));
+    assert_eq!(read.widened["b"], ColumnType::Text);
+
+    let restart = Change::Restart { widened: read.widened.clone() };
+    assert!(database.change(record.id, record.epoch, ImportState::Running, &restart).await.unwrap());
+    let again = database.import(record.id).await.unwrap().unwrap();
+    assert_eq!((again.state, again.attempt, again.plan), (ImportState::Queued, Attempt(2), None));
+    assert_eq!(again.widened, read.widened);
+    let late = database.widen(record.id, Attempt(1), record.epoch, &widenings(0, ColumnType::Text)).await.unwrap();
+    assert!(!late, "a worker of the old attempt widens nothing");
+}
+
+async fn progress_survives_and_is_the_owners(database: Database, _: String) {
+    let record = running(&database).await;
+    database.store_chunks(record.id, record.attempt, record.epoch, &[chunk(0), chunk(1)], true).await.unwrap();
+    let progress = Progress {
+        rows_per_second: Some(12.5),
+        eta_seconds: Some(1.5),
+        ..Progress::of(100, 2, Tally { rows: 10, rejected: 4, bytes: 50, chunks: 1 })
+    };
+    assert!(database.store_progress(record.id, record.epoch, &progress).await.unwrap());
+    assert_eq!(database.import(record.id).await.unwrap().unwrap().progress, progress);
+}
+
+async fn an_import_expires_only_while_it_awaits(database: Database, _: String) {
+    let record = create(&database, "t").await;
+    assert!(!database.expire(record.id, 3_600_000).await.unwrap(), "not yet");
+    assert!(database.expire(record.id, -3_600_000).await.unwrap());
+    assert!(!database.expire(record.id, -3_600_000).await.unwrap(), "once");
+    assert_eq!(database.start(record.id, Trigger::Event, 1, "e").await.unwrap(), Started::Before(ImportState::Expired));
+    let other = started(&database).await;
+    assert!(!database.expire(other.id, -3_600_000).await.unwrap());
+}
+
+async fn a_late_reason_fails_nothing(database: Database, _: String) {
+    let record = running(&database).await;
+    let (id, epoch) = (record.id, record.epoch);
+    let problem = Problem::new(ProblemKind::ObjectChanged, "late");
+    let working = [ImportState::Planning, ImportState::Running];
+    let restart = Change::Restart { widened: record.widened.clone() };
+    assert!(database.change(id, epoch, ImportState::Running, &restart).await.unwrap());
+    assert!(!database.store_error(id, Attempt(1), epoch, &working, &problem).await.unwrap(), "an older attempt");
+    assert!(!database.store_error(id, Attempt(2), epoch, &working, &problem).await.unwrap(), "nobody works in queued");
+    assert!(database.store_error(id, Attempt(2), epoch, &ImportState::MAY_FAIL, &problem).await.unwrap());
+    let read = database.import(id).await.unwrap().unwrap();
+    assert_eq!(read.error, Some(problem));
+    assert_eq!(serde_json::to_value(read.to_resource("b")).unwrap()["error"], json!(null), "it has not failed yet");
+}
