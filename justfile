@@ -27,7 +27,7 @@ ci:
 # Formats and lints
 lint:
     cargo fmt --all
-    cargo clippy --release --workspace --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets -- -D warnings
 
 # 1 GB of lineitem through the cluster, beside psql \copy
 bench:

@@ -66,13 +66,14 @@ async fn pull(services: &Services, stop: &CancellationToken) {
         pulled = services.bus.pull_events(EVENTS_AT_ONCE, PULL_WAIT) => pulled,
     };
     match pulled {
-        Ok(deliveries) => futures::future::join_all(deliveries.iter().map(|delivery| take(services, delivery))).await,
+        Ok(deliveries) => {
+            futures::future::join_all(deliveries.iter().map(|delivery| take(services, delivery))).await;
+        }
         Err(error) => {
             tracing::warn!(%error, "no storage events to be had; trying again");
             tokio::time::sleep(PULL_PAUSE).await;
-            return;
         }
-    };
+    }
 }
 
 async fn take(services: &Services, Delivery { message, receipt }: &Delivery<StorageEvent>) {

@@ -233,7 +233,7 @@ impl Owner {
         let free = || database.free_chunks(ticket.import, ticket.attempt);
         patiently(&self.stop, "free chunks", free).await.map_err(|gave| problem(gave, internal))?;
         let mut run = Run::begin(self, plan).await?;
-        let ended = run.to_end(self).await;
+        let ended = run.work(self).await;
         run.end().await;
         ended
     }
@@ -432,7 +432,7 @@ impl Run {
     }
 
     /// Until every chunk is committed.
-    async fn to_end(&mut self, owner: &mut Owner) -> Step<()> {
+    async fn work(&mut self, owner: &mut Owner) -> Step<()> {
         let mut reports = match owner.services.bus.reports(owner.record.id).await {
             Ok(reports) => reports,
             Err(error) => {

@@ -1,6 +1,6 @@
 //! The control database's conformance suite, on SQLite and PostgreSQL alike.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use chrono::Utc;
 use longshore_domain::{
