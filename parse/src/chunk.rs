@@ -49,24 +49,9 @@ impl<'a> ChunkInput<'a> {
     }
 }
 
-/// Which reader decodes regular records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Readers {
-    /// Polars where it can read the chunk exactly, else the exact reader.
-    Fast,
-    /// The exact reader only.
-    Exact,
-}
-
 /// Reads a chunk.
 #[must_use]
 pub fn parse_chunk(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
-    parse_chunk_with(plan, input, Readers::Fast)
-}
-
-/// Reads a chunk with the readers named; for tests and measurements that hold the two against each other.
-#[must_use]
-pub fn parse_chunk_with(plan: &LoadPlan, input: ChunkInput<'_>, _: Readers) -> ParsedChunk {
     let dialect = dialect_of(plan);
     let data = input.data(plan);
     let mut chunk = ChunkReader {
@@ -462,37 +447,36 @@ impl Cells<'_, '_> {
 }
 
 impl Column for Cells<'_, '_> {
-    #[inline]
+    #[inline(always)]
     fn may_hold_nul(&self) -> bool {
         self.reader.may_hold_nul
     }
 
-    #[inline]
+    #[inline(always)]
     fn rows(&self) -> usize {
         self.records.numbers.len()
     }
 
-    #[inline]
+    #[inline(always)]
     fn cell(&mut self, row: usize) -> Cell<'_> {
-        let plan = self.reader.plan;
-        let field = self.records.fields[row * plan.width + self.field];
+        let reader = self.reader;
+        let field = self.records.fields[row * reader.plan.width + self.field];
         if field.is_missing() {
             return Cell::Null;
         }
         let range = field.range();
         let (start, end) = (self.records.base + range.start, self.records.base + range.end);
-        let bytes = &self.reader.data[start..end];
-        if !field.is_quoted() && self.reader.is_null(bytes) {
+        if !field.is_quoted() && reader.is_null(&reader.data[start..end]) {
             return Cell::Null;
         }
         if field.is_escaped() {
-            unescape(self.reader.dialect, bytes, self.scratch);
+            unescape(reader.dialect, &reader.data[start..end], self.scratch);
             return as_text(self.scratch);
         }
         // Fields begin and end beside ASCII bytes, so the text is never cut inside a character.
-        match self.reader.valid.and_then(|text| text.get(start..end)) {
-            Some(text) => Cell::Text(text),
-            None => as_text(bytes),
+        match reader.valid {
+            Some(text) => text.get(start..end).map_or(Cell::NotText, Cell::Text),
+            None => as_text(&reader.data[start..end]),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! A column's cells to one typed array, by the grammars of [`crate::cell`]. Cells come block by block: few enough that the
 //! bytes of a block stay in the processor's cache while each of its columns is decoded.
 
-use polars_core::prelude::{ArrowDataType, BinaryChunked, BooleanChunked, ChunkedArray, PolarsNumericType, StringChunked};
+use polars_core::prelude::{
+    ArrowDataType, BinaryChunked, BooleanChunked, ChunkedArray, PolarsNumericType, StringChunked,
+};
 use polars_core::utils::arrow::array::{BooleanArray, MutableBinaryViewArray, ViewType};
 use polars_core::utils::arrow::bitmap::{Bitmap, BitmapBuilder, MutableBitmap};
 

@@ -4,14 +4,13 @@
 //! sample ─ head ─ columns ──────────────► LoadPlan          (once an import)
 //! stream ─ planner ─────────────────────► chunks            (once an import, block by block)
 //! chunk's bytes ─ record ─ decode ──────► batches, rejects  (each chunk)
-//!                    └───── fast (polars) ─┘
 //! rejects ─ rejects_csv ────────────────► a file to mend
 //! ```
 //!
 //! - [`dialect`], `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
 //! - [`head`], [`infer`], [`columns`]: what a file is, and which field becomes which column.
 //! - [`cell`], [`decode`]: from text to values.
-//! - [`chunk`], `fast`: a chunk's bytes to [`batch`]es and rejects.
+//! - [`chunk`]: a chunk's bytes to [`batch`]es and rejects.
 //! - [`rejects_csv`]: rejects as a file.
 
 pub mod batch;
@@ -29,7 +28,7 @@ pub mod record;
 pub mod rejects_csv;
 
 pub use batch::{Batch, ParsedChunk, RowNumbers, Values, Widening};
-pub use chunk::{ChunkInput, Readers, find_records, oversized_reject, parse_chunk, parse_chunk_with};
+pub use chunk::{ChunkInput, find_records, oversized_reject, parse_chunk};
 pub use columns::{Mapped, map_columns};
 pub use dialect::Dialect;
 pub use error::{FormatError, FormatErrorKind};

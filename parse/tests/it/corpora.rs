@@ -5,7 +5,6 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 
 use longshore_domain::{Column, ColumnSource, ColumnType, GivenFormat};
-use longshore_parse::Readers;
 use serde_json::Value;
 
 use crate::support::{Outcome, cells, chunks, plan_as_text, plan_of, read_chunk, rows, rows_of, shared};
@@ -130,7 +129,7 @@ fn flights_load_with_the_types_that_they_have() {
     for size in [1_000_003, usize::MAX] {
         let (mut count, mut nulls, mut sum) = (0, 0, 0_i128);
         for chunk in chunks(&plan, &text, size) {
-            let parsed = read_chunk(&plan, &text, &chunk, Readers::Fast);
+            let parsed = read_chunk(&plan, &text, &chunk);
             assert!(parsed.rejects.is_empty() && parsed.widenings.is_empty(), "{:?}", parsed.rejects.first());
             for (_, outcome) in rows_of(&parsed) {
                 let Outcome::Loaded(cells) = outcome else { unreachable!("no reject") };

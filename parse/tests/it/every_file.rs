@@ -1,7 +1,7 @@
 //! What holds for every file, dialect, chunk size and block size.
 
 use longshore_domain::{ByteOffset, ColumnType, Format, Ragged};
-use longshore_parse::{Limits, PlanStart, PlannedChunk, Readers};
+use longshore_parse::{Limits, PlanStart, PlannedChunk};
 use proptest::prelude::*;
 
 use crate::support::{Outcome, Row, chunks_from, fresh, plan, read_chunk, rows_of};
@@ -56,7 +56,7 @@ fn files(longest: usize) -> impl Strategy<Value = (Vec<u8>, Format, usize, u64)>
 fn read_all(plan: &longshore_domain::LoadPlan, text: &[u8], chunks: &[PlannedChunk]) -> Vec<Row> {
     let mut rows = Vec::new();
     for chunk in chunks {
-        let found = rows_of(&read_chunk(plan, text, chunk, Readers::Fast));
+        let found = rows_of(&read_chunk(plan, text, chunk));
         assert_eq!(found.len() as u64, chunk.rows, "the planner counts what the reader finds: {chunk:?}");
         for (place, (number, _)) in found.iter().enumerate() {
             assert_eq!(*number, chunk.first_row.0 + place as u64);
@@ -138,7 +138,7 @@ proptest! {
                 prop_assert!(chunk.rows <= 1);
                 prop_assert!(records as u64 > most);
             }
-            let mine = read_chunk(&plan, &text, chunk, Readers::Fast);
+            let mine = read_chunk(&plan, &text, chunk);
             if chunk.oversized {
                 prop_assert_eq!(mine.rejects.len() as u64, chunk.rows);
                 prop_assert!(mine.batches.is_empty());

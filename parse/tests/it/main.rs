@@ -1,8 +1,10 @@
 //! Tests of the crate from outside: what holds for every file, dialect and chunk size; files of others; measured types.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 mod corpora;
 mod every_file;
-mod readers;
+mod polars;
 mod rejects;
 mod support;
 mod types;

@@ -1,13 +1,13 @@
 //! The file of rejects: byte-exact, and ready to be mended and imported again.
 
 use longshore_domain::{ColumnType, Format, GivenFormat, LoadPlan, Ragged, Reject};
-use longshore_parse::{Dialect, Readers, RejectsCsv};
+use longshore_parse::{Dialect, RejectsCsv};
 use proptest::prelude::*;
 
 use crate::support::{Outcome, cells, chunks, plan, plan_of, read_chunk, rows};
 
 fn rejects_of(plan: &LoadPlan, text: &[u8]) -> Vec<Reject> {
-    chunks(plan, text, 16).iter().flat_map(|chunk| read_chunk(plan, text, chunk, Readers::Fast).rejects).collect()
+    chunks(plan, text, 16).iter().flat_map(|chunk| read_chunk(plan, text, chunk).rejects).collect()
 }
 
 fn file_of(plan: &LoadPlan, rejects: &[Reject]) -> Vec<u8> {

@@ -6,8 +6,8 @@ use longshore_domain::{
     ByteOffset, Column, ColumnType, FieldPlan, Format, GivenFormat, LineNumber, LoadPlan, RowNumber, TableName, Target,
 };
 use longshore_parse::{
-    ChunkInput, ChunkPlanner, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, Readers, Values, map_columns,
-    oversized_reject, parse_chunk_with, read_head,
+    ChunkInput, ChunkPlanner, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, Values, map_columns,
+    oversized_reject, parse_chunk, read_head,
 };
 
 /// What became of a record.
@@ -113,16 +113,16 @@ pub fn chunks(plan: &LoadPlan, text: &[u8], size: usize) -> Vec<PlannedChunk> {
 }
 
 /// Reads one chunk as a worker does.
-pub fn read_chunk(plan: &LoadPlan, text: &[u8], chunk: &PlannedChunk, readers: Readers) -> ParsedChunk {
+pub fn read_chunk(plan: &LoadPlan, text: &[u8], chunk: &PlannedChunk) -> ParsedChunk {
     let bytes = &text[chunk.range.start.0 as usize..chunk.range.end.0 as usize];
     let input =
         ChunkInput { bytes, start: chunk.range.start, first_row: chunk.first_row, first_line: chunk.first_line };
-    if chunk.oversized { oversized_reject(plan, input) } else { parse_chunk_with(plan, input, readers) }
+    if chunk.oversized { oversized_reject(plan, input) } else { parse_chunk(plan, input) }
 }
 
 /// All rows of a text that is read in chunks of `size` bytes, by number.
 pub fn rows(plan: &LoadPlan, text: &[u8], size: usize) -> Vec<Row> {
-    chunks(plan, text, size).iter().flat_map(|chunk| rows_of(&read_chunk(plan, text, chunk, Readers::Fast))).collect()
+    chunks(plan, text, size).iter().flat_map(|chunk| rows_of(&read_chunk(plan, text, chunk))).collect()
 }
 
 /// The cells of a file whose every row has to load.

@@ -1,7 +1,6 @@
 //! From cells to values: nulls, padding, widening, and the grammars met in a file.
 
 use longshore_domain::{ColumnType, Format, GivenFormat, LoadPlan, Ragged};
-use longshore_parse::Readers;
 
 use crate::support::{Outcome, Row, cells, chunks, plan, plan_of, read_chunk, rows};
 
@@ -9,14 +8,9 @@ use crate::support::{Outcome, Row, cells, chunks, plan, plan_of, read_chunk, row
 fn widened(sample: &str, more: &str) -> Vec<(usize, String)> {
     let plan = plan_of(sample.as_bytes(), &GivenFormat::default(), None).unwrap();
     let text = format!("{sample}{more}");
-    let mut of_sizes: Vec<Vec<(usize, String)>> = Vec::new();
-    for readers in [Readers::Fast, Readers::Exact] {
-        let chunks = chunks(&plan, text.as_bytes(), usize::MAX);
-        let parsed = read_chunk(&plan, text.as_bytes(), &chunks[0], readers);
-        of_sizes.push(parsed.widenings.iter().map(|to| (to.column, to.to.to_string())).collect());
-    }
-    assert_eq!(of_sizes[0], of_sizes[1]);
-    of_sizes.remove(0)
+    let chunks = chunks(&plan, text.as_bytes(), usize::MAX);
+    let parsed = read_chunk(&plan, text.as_bytes(), &chunks[0]);
+    parsed.widenings.iter().map(|to| (to.column, to.to.to_string())).collect()
 }
 
 #[test]
@@ -49,7 +43,7 @@ fn a_given_type_never_widens() {
     let mut plan = plan_of(b"a\n1\n", &GivenFormat::default(), None).unwrap();
     plan.fields[0].inferred = false;
     let text = b"a\n1\nx\n";
-    let parsed = read_chunk(&plan, text, &chunks(&plan, text, 100)[0], Readers::Fast);
+    let parsed = read_chunk(&plan, text, &chunks(&plan, text, 100)[0]);
     assert!(parsed.widenings.is_empty());
     assert_eq!(parsed.rejects.len(), 1);
 }
@@ -76,7 +70,9 @@ fn a_quoted_empty_cell_is_no_number() {
     let plan = plan(&Format::default(), &[ColumnType::Int64, ColumnType::Text], 0, 1);
     let rows = rows(&plan, b",a\n\"\",b\n\" 7 \",c\n", 100);
     assert_eq!(rows[0].1, Outcome::Loaded(vec![None, some("a")]));
-    assert!(matches!(&rows[1].1, Outcome::Rejected(2, Some(column), Some(value), ..) if column == "c1" && value.is_empty()));
+    assert!(
+        matches!(&rows[1].1, Outcome::Rejected(2, Some(column), Some(value), ..) if column == "c1" && value.is_empty())
+    );
     assert_eq!(rows[2].1, Outcome::Loaded(vec![some("7"), some("c")]));
 }
 
