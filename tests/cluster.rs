@@ -1,0 +1,387 @@
+//! A real cluster: `longshore api` and `longshore worker` processes over NATS JetStream, MinIO and PostgreSQL.
+//!
+//! Needs `deploy/servers test`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use common::api::{assert_failed, assert_succeeded, assert_tiles, id_of, kind_of, read};
+use common::cluster::{Cluster, Options};
+use common::data::{columns, source};
+use common::servers::PostgresServer;
+use common::{seed, until};
+
+fn into(table: &str) -> Value {
+    json!({"destination": {"table": table}})
+}
+
+async fn workers_of(cluster: &Cluster, id: &str) -> BTreeSet<String> {
+    let chunks = cluster.api.all(&format!("/v1/imports/{id}/chunks"), 500).await;
+    chunks.iter().map(|chunk| chunk["worker"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_storage_event_alone_starts_an_import_that_several_workers_share() {
+    let cluster = Cluster::start(&Options { events: true, ..Options::default() }).await;
+    let source = source(seed(), 20_000, 1, 0);
+    let import = cluster.api.import(&into("trips"), source.csv.clone()).await;
+    assert_succeeded(&import);
+    assert_eq!((&import["trigger"], &import["attempt"]), (&json!("event"), &json!(1)));
+    assert_eq!(import["progress"]["rows_loaded"], 20_000);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    let chunks = cluster.api.all(&format!("/v1/imports/{}/chunks", id_of(&import)), 50).await;
+    assert_eq!(assert_tiles(&chunks, source.csv.len() as u64), 20_000);
+    let workers = workers_of(&cluster, &id_of(&import)).await;
+    assert!(workers.len() >= 2, "only {workers:?} took chunks");
+    cluster.database.assert_tidy().await;
+
+    // Events for keys that are none of ours, or of no import, start nothing and stop nothing.
+    let nobody = "01980000-0000-7000-8000-000000000000";
+    for key in [&format!("imports/{nobody}/a.csv"), "imports/nonsense", "imports/a b+ü/%2F.csv", "elsewhere/a.csv"] {
+        cluster.bucket.put(key, b"a\n1\n").await;
+    }
+    let import = cluster.api.import(&into("after"), "a\n1\n").await;
+    assert_succeeded(&import);
+    assert_eq!(import["trigger"], "event");
+    assert_eq!(cluster.api.all("/v1/imports", 50).await.len(), 2);
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn complete_starts_an_import_where_no_event_comes() {
+    let cluster = Cluster::start(&Options::default()).await;
+    let source = source(seed(), 5_000, 1, 50);
+    let mut request = into("trips");
+    request["columns"] = columns();
+    request["on_error"] = json!({"max_rejects": null});
+    let created = cluster.api.create(&request).await;
+    let id = id_of(&created);
+    let complete = format!("/v1/imports/{id}/complete");
+    let (status, problem) = cluster.api.post(&complete, &json!({})).await;
+    assert_eq!((status.as_u16(), kind_of(&problem)), (409, "no-object"), "{problem}");
+    assert_eq!(cluster.api.put(&created, source.csv).await, 200);
+    assert_eq!(cluster.api.got(&format!("/v1/imports/{id}")).await["state"], "awaiting_upload");
+    assert_eq!(cluster.api.post(&complete, &json!({})).await.0, 202);
+    let import = cluster.api.done(&id).await;
+    assert_succeeded(&import);
+    assert_eq!(import["trigger"], "complete");
+    cluster.database.assert_holds("trips", &[&source.good_csv]).await;
+    let rejects = cluster.api.all(&format!("/v1/imports/{id}/rejects"), 20).await;
+    assert_eq!(rejects.iter().map(|reject| reject["row"].as_u64().unwrap()).collect::<Vec<_>>(), source.bad);
+    assert_eq!(cluster.api.post(&complete, &json!({})).await.0, 202, "again, when it is done");
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn the_storage_itself_refuses_what_was_not_promised() {
+    let cluster = Cluster::start(&Options { workers: 0, ..Options::default() }).await;
+    let api = &cluster.api;
+    let body = b"a,b\n1,2\n".to_vec();
+    let created = api.create(&json!({"destination": {"table": "t"}, "file": {"size": body.len()}})).await;
+    assert_eq!(api.put_changed(&created, body.clone(), &[("content-type", "application/json")]).await, 403);
+    let longer = [body.as_slice(), b"3,4\n"].concat();
+    let length = longer.len().to_string();
+    assert_eq!(api.put_changed(&created, longer, &[("content-length", &length)]).await, 403);
+    let url = created["upload"]["url"].as_str().unwrap();
+    for method in [reqwest::Method::GET, reqwest::Method::POST, reqwest::Method::DELETE] {
+        let answer = api.http.request(method.clone(), url).header("content-type", "text/csv").send().await.unwrap();
+        assert!(answer.status().is_client_error(), "{method}: {}", answer.status());
+    }
+    assert_eq!(api.put(&created, body.clone()).await, 200);
+    assert_eq!(api.put(&created, body).await, 412);
+}
+
+#[tokio::test]
+async fn the_sweep_finds_what_nobody_told_of() {
+    let cluster = Cluster::start(&Options { sweep: "1s", ..Options::default() }).await;
+    let source = source(seed(), 3_000, 1, 0);
+    let import = cluster.api.import(&into("trips"), source.csv.clone()).await;
+    assert_succeeded(&import);
+    assert_eq!(import["trigger"], "sweep");
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+}
+
+#[tokio::test]
+async fn all_triggers_at_once_start_an_import_once() {
+    let cluster = Cluster::start(&Options { events: true, sweep: "100ms", ..Options::default() }).await;
+    let api = &cluster.api;
+    let mut files = Vec::new();
+    for round in 0..8 {
+        let source = source(round, 300, 1 + 300 * round as i64, 0);
+        let created = api.create(&into("trips")).await;
+        let id = id_of(&created);
+        let complete = format!("/v1/imports/{id}/complete");
+        // Asked for before, during and after the upload.
+        let calls = async || {
+            let mut taken = 0;
+            while taken < 3 {
+                let (status, answer) = api.post(&complete, &json!({})).await;
+                assert!(status == 202 || status == 409, "{status}: {answer}");
+                taken += u32::from(status == 202);
+            }
+        };
+        let (status, (), ()) = tokio::join!(api.put(&created, source.csv.clone()), calls(), calls());
+        assert_eq!(status, 200);
+        let import = api.done(&id).await;
+        assert_succeeded(&import);
+        assert_eq!(import["attempt"], 1);
+        assert!(["event", "complete", "sweep"].contains(&import["trigger"].as_str().unwrap()), "{import}");
+        files.push(source.csv);
+    }
+    let files: Vec<&[u8]> = files.iter().map(Vec::as_slice).collect();
+    cluster.database.assert_holds("trips", &files).await;
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn an_object_that_changed_fails_the_import_and_leaves_nothing() {
+    let mut cluster = Cluster::start(&Options { workers: 0, ..Options::default() }).await;
+    let mut imports = Vec::new();
+    for table in ["replaced", "deleted"] {
+        let created = cluster.api.create(&into(table)).await;
+        assert_eq!(cluster.api.put(&created, "a,b\n1,2\n").await, 200);
+        let id = id_of(&created);
+        assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+        let key = created["source"]["key"].as_str().unwrap();
+        match table {
+            "replaced" => cluster.bucket.put(key, b"a,b\n8,9\n").await,
+            _ => cluster.bucket.delete(key).await,
+        }
+        imports.push((table, id));
+    }
+    cluster.start_workers(1);
+    for (table, id) in imports {
+        let import = cluster.api.done(&id).await;
+        assert_failed(&import, "object-changed");
+        assert!(!cluster.database.has_table(table).await, "{table}");
+    }
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn an_object_replaced_while_its_chunks_are_loaded_fails_the_import() {
+    let cluster = Cluster::start(&Options { chunk_size: "2000", ..Options::default() }).await;
+    let (old, new) = (source(7, 40_000, 1, 0), source(8, 40_000, 1, 0));
+    let created = cluster.api.create(&into("trips")).await;
+    assert_eq!(cluster.api.put(&created, old.csv.clone()).await, 200);
+    let id = id_of(&created);
+    assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+    cluster.api.chunks_done(&id, 3).await;
+    cluster.bucket.put(created["source"]["key"].as_str().unwrap(), &new.csv).await;
+    let import = cluster.api.done(&id).await;
+    // Had everything been read already, the old rows are right as well; never a mixture.
+    if import["state"] == "succeeded" {
+        cluster.database.assert_holds("trips", &[&old.csv]).await;
+    } else {
+        assert_failed(&import, "object-changed");
+        assert!(!cluster.database.has_table("trips").await);
+    }
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn nodes_that_start_at_the_same_moment_make_everything_together() {
+    // Two APIs and two workers meet an empty database, an empty NATS and no bucket.
+    let mut cluster = Cluster::start(&Options { workers: 0, ..Options::default() }).await;
+    for process in &mut cluster.nodes {
+        process.kill();
+    }
+    cluster.database.run("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+    cluster.nats.wipe();
+    cluster.nats.process.start();
+    cluster.nats.ready().await;
+    cluster.api_process().start();
+    cluster.start_api();
+    cluster.start_workers(2);
+    cluster.ready().await;
+    let source = source(9, 2_000, 1, 0);
+    let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
+    assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+    assert_succeeded(&cluster.api.done(&id).await);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    let other = common::api::Api::new(&cluster.nodes[1].base);
+    assert_eq!(other.got(&format!("/v1/imports/{id}")).await["state"], "succeeded");
+}
+
+#[tokio::test]
+async fn two_imports_into_one_new_table_both_end_in_it() {
+    let cluster = Cluster::start(&Options { sweep: "200ms", chunk_size: "4000", ..Options::default() }).await;
+    let (one, two) = (source(10, 5_000, 1, 0), source(11, 5_000, 5_001, 0));
+    let request = into("trips");
+    let (first, second) =
+        tokio::join!(cluster.api.import(&request, one.csv.clone()), cluster.api.import(&request, two.csv.clone()));
+    assert_succeeded(&first);
+    assert_succeeded(&second);
+    cluster.database.assert_holds("trips", &[&one.csv, &two.csv]).await;
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays() {
+    let cluster = Cluster::start(&Options { sweep: "200ms", chunk_size: "100", ..Options::default() }).await;
+    cluster
+        .database
+        .run("CREATE TABLE keyed (id bigint PRIMARY KEY, name text); INSERT INTO keyed VALUES (5, 'old')")
+        .await;
+    let mut csv = String::from("id,name\n");
+    for id in (1..=100).chain(1..=10) {
+        csv.push_str(&format!("{id},new{id}\n"));
+    }
+    let mut request = into("keyed");
+    let import = cluster.api.import(&request, csv.clone()).await;
+    assert_failed(&import, "too-many-rejects");
+    assert_eq!(cluster.database.one("SELECT count(*) FROM keyed").await, "1");
+    request["on_error"] = json!({"max_rejects": 11});
+    let import = cluster.api.import(&request, csv).await;
+    assert_succeeded(&import);
+    assert_eq!((&import["progress"]["rows_loaded"], &import["progress"]["rows_rejected"]), (&json!(99), &json!(11)));
+    let rejects = cluster.api.all(&format!("/v1/imports/{}/rejects", id_of(&import)), 4).await;
+    let rows: Vec<u64> = rejects.iter().map(|reject| reject["row"].as_u64().unwrap()).collect();
+    assert_eq!(rows, std::iter::once(5).chain(101..=110).collect::<Vec<_>>());
+    assert!(rejects.iter().all(|reject| reject["reason"] == "constraint_violation"), "{rejects:?}");
+    assert_eq!(cluster.database.one("SELECT name FROM keyed WHERE id = 5").await, "old");
+    assert_eq!(cluster.database.one("SELECT count(*) FROM keyed").await, "100");
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes() {
+    let cluster = Cluster::start(&Options { chunk_size: "2000", sweep: "200ms", ..Options::default() }).await;
+    let source = source(seed(), 40_000, 1, 0);
+    let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
+    cluster.api.chunks_done(&id, 20).await;
+    // The owner and one more: whatever they hold just then, chunks, leases or open transactions.
+    let owner = cluster.owner().await.unwrap_or(0);
+    let asleep = [&cluster.workers[owner], &cluster.workers[(owner + 1) % 3]];
+    for worker in asleep {
+        worker.signal("STOP");
+    }
+    let import = cluster.api.done(&id).await;
+    assert_succeeded(&import);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    for worker in asleep {
+        worker.signal("CONT");
+    }
+    // They work again, and what they still had in hand did no harm.
+    let after = cluster.api.import(&into("after"), source.csv.clone()).await;
+    assert_succeeded(&after);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    cluster.database.assert_holds("after", &[&source.csv]).await;
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+// ------------------------------------------------------------------------------------------- dependencies that go away
+
+#[tokio::test]
+async fn servers_that_are_down_at_the_start_are_waited_for() {
+    let mut cluster = Cluster::start(&Options { workers: 0, events: true, ..Options::default() }).await;
+    cluster.api_process().kill();
+    cluster.nats.process.kill();
+    cluster.minio.as_mut().unwrap().process.kill();
+    cluster.start_workers(1);
+    cluster.workers[0].says("waiting for NATS").await;
+    cluster.nats.process.start();
+    cluster.workers[0].says("waiting for the object storage").await;
+    cluster.minio.as_mut().unwrap().process.start();
+    cluster.api_process().start();
+    cluster.ready().await;
+    assert_succeeded(&cluster.api.import(&into("trips"), "a\n1\n").await);
+}
+
+#[tokio::test]
+async fn a_wiped_nats_in_the_middle_of_an_import_loses_nothing() {
+    let mut cluster = Cluster::start(&Options { chunk_size: "2000", sweep: "1s", ..Options::default() }).await;
+    let source = source(seed(), 30_000, 1, 0);
+    let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
+    cluster.api.chunks_done(&id, 20).await;
+    cluster.nats.wipe();
+    cluster.nats.process.start();
+    cluster.nats.ready().await;
+    let import = cluster.api.done(&id).await;
+    assert_succeeded(&import);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn a_nats_that_is_away_delays_imports_and_loses_none() {
+    let mut cluster = Cluster::start(&Options { sweep: "1s", ..Options::default() }).await;
+    cluster.nats.process.kill();
+    let source = source(12, 2_000, 1, 0);
+    let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
+    let (status, answer) = cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await;
+    // Either the import is started, or the client is told to come back.
+    assert!(status == 202 || status == 503, "{status}: {answer}");
+    let (status, ready) = cluster.api.get("/readyz").await;
+    assert_eq!((status.as_u16(), &ready["dependencies"]["bus"]["ready"]), (503, &json!(false)), "{ready}");
+    cluster.nats.process.start();
+    cluster.nats.ready().await;
+    assert_succeeded(&cluster.api.done(&id).await);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    until("the API is ready again", async || cluster.api.get("/readyz").await.0.is_success().then_some(())).await;
+}
+
+/// Fails unless an answer is a `503` problem that says when to come back.
+async fn assert_unavailable(answer: reqwest::Response) {
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers().contains_key("retry-after"), "{:?}", answer.headers());
+    let (_, problem) = read(answer).await;
+    assert_eq!(kind_of(&problem), "unavailable", "{problem}");
+}
+
+#[tokio::test]
+async fn a_database_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = PostgresServer::start(folder.path());
+    let url = server.url();
+    let options = Options { chunk_size: "2000", sweep: "1s", postgres: Some(&url), ..Options::default() };
+    let cluster = Cluster::start(&options).await;
+    let api = &cluster.api;
+    let source = source(seed(), 30_000, 1, 0);
+    let id = api.begin(&into("trips"), source.csv.clone()).await;
+    api.chunks_done(&id, 20).await;
+    server.crash();
+    assert_unavailable(api.get_response(&format!("/v1/imports/{id}")).await).await;
+    assert_unavailable(api.get_response("/v1/imports").await).await;
+    let create = api.http.post(format!("{}/v1/imports", api.base)).json(&into("t")).send().await.unwrap();
+    assert_unavailable(create).await;
+    let (status, ready) = api.get("/readyz").await;
+    assert_eq!((status.as_u16(), &ready["dependencies"]["database"]["ready"]), (503, &json!(false)), "{ready}");
+    assert_eq!(api.got("/healthz").await["status"], "ok");
+    server.resume();
+    let import = api.done(&id).await;
+    assert_succeeded(&import);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn a_storage_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back() {
+    let mut cluster =
+        Cluster::start(&Options { events: true, chunk_size: "2000", sweep: "1s", ..Options::default() }).await;
+    let source = source(seed(), 30_000, 1, 0);
+    let waiting = id_of(&cluster.api.create(&into("t")).await);
+    let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
+    cluster.api.chunks_done(&id, 20).await;
+    let minio = &mut cluster.minio.as_mut().unwrap().process;
+    minio.kill();
+    let url = format!("{}/v1/imports/{waiting}/complete", cluster.api.base);
+    assert_unavailable(cluster.api.http.post(url).send().await.unwrap()).await;
+    minio.start();
+    assert_succeeded(&cluster.api.done(&id).await);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}

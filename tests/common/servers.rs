@@ -1,0 +1,222 @@
+//! Servers of a test's own: NATS, whose streams have fixed names, and MinIO, which has to publish to that NATS.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rusty_s3::S3Action as _;
+use tokio::io::AsyncReadExt as _;
+
+use super::process::{Env, Process, settings};
+use super::{free_port, server_setting, unique, until};
+
+pub const S3_USER: &str = "longshore-e2e";
+/// Looked for in every log.
+pub const S3_PASSWORD: &str = "e2e-secret-that-no-log-may-show";
+pub const NOTIFICATION_ARN: &str = "arn:minio:sqs::longshore:nats";
+const EVENTS_SUBJECT: &str = "longshore.storage-events";
+
+/// NATS with JetStream on a port and a folder of its own.
+pub struct Nats {
+    pub process: Process,
+    pub port: u16,
+    store: PathBuf,
+}
+
+impl Nats {
+    pub async fn start(folder: &Path) -> Self {
+        let port = free_port();
+        let store = folder.join("nats-store");
+        let program = format!("{}/nats-server", server_setting("LONGSHORE_TEST_SERVERS_BIN"));
+        let text = port.to_string();
+        let arguments = ["--addr", "127.0.0.1", "--port", &text, "--jetstream", "--store_dir", store.to_str().unwrap()];
+        let nats = Self { process: Process::spawn("nats", program, &arguments, Env::new(), folder), port, store };
+        nats.ready().await;
+        nats
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Waits for the greeting.
+    pub async fn ready(&self) {
+        until("NATS answers", async || {
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
+            let mut greeting = [0; 512];
+            let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut greeting)).await.ok()?.ok()?;
+            greeting[..read].starts_with(b"INFO").then_some(())
+        })
+        .await;
+    }
+
+    /// SIGKILL, and everything it kept is gone.
+    pub fn wipe(&mut self) {
+        self.process.kill();
+        std::fs::remove_dir_all(&self.store).unwrap();
+    }
+}
+
+/// MinIO that publishes to a NATS.
+pub struct Minio {
+    pub process: Process,
+    pub endpoint: String,
+}
+
+impl Minio {
+    pub async fn start(folder: &Path, nats: &Nats) -> Self {
+        let port = free_port();
+        let address = format!("127.0.0.1:{port}");
+        let data = folder.join("minio-data");
+        let certificates = folder.join("minio-certs");
+        let program = format!("{}/minio", server_setting("LONGSHORE_TEST_SERVERS_BIN"));
+        let env = [
+            ("MINIO_ROOT_USER", S3_USER.to_owned()),
+            ("MINIO_ROOT_PASSWORD", S3_PASSWORD.to_owned()),
+            ("MINIO_BROWSER", "off".to_owned()),
+            ("MINIO_UPDATE", "off".to_owned()),
+            ("MINIO_NOTIFY_NATS_ENABLE_longshore", "on".to_owned()),
+            ("MINIO_NOTIFY_NATS_ADDRESS_longshore", format!("127.0.0.1:{}", nats.port)),
+            ("MINIO_NOTIFY_NATS_SUBJECT_longshore", EVENTS_SUBJECT.to_owned()),
+            ("MINIO_NOTIFY_NATS_JETSTREAM_longshore", "off".to_owned()),
+        ];
+        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let arguments =
+            ["server", "--address", &address, "--certs-dir", certificates.to_str().unwrap(), data.to_str().unwrap()];
+        let minio = Self {
+            process: Process::spawn("minio", program, &arguments, env, folder),
+            endpoint: format!("http://{address}"),
+        };
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap();
+        let health = format!("{}/minio/health/cluster", minio.endpoint);
+        until("MinIO answers", async || http.get(&health).send().await.ok()?.status().is_success().then_some(())).await;
+        minio
+    }
+}
+
+/// PostgreSQL of the test's own, for tests that stop it. Refuses root, so root runs it as `postgres`.
+pub struct PostgresServer {
+    data: PathBuf,
+    pub port: u16,
+    running: bool,
+}
+
+impl PostgresServer {
+    pub fn start(folder: &Path) -> Self {
+        let data = folder.join("postgres");
+        std::fs::create_dir_all(&data).unwrap();
+        let mut server = Self { data, port: free_port(), running: false };
+        if server.is_root() {
+            // The account has to reach its folder.
+            for step in folder
+                .ancestors()
+                .take_while(|step| step.starts_with(std::env::temp_dir()) && *step != std::env::temp_dir())
+            {
+                shell(Command::new("chmod").args(["o+x".as_ref(), step.as_os_str()]));
+            }
+            shell(Command::new("chown").args(["postgres:".as_ref(), server.data.as_os_str()]));
+        }
+        shell(
+            server
+                .tool("initdb")
+                .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync", "-D"])
+                .arg(&server.data),
+        );
+        server.resume();
+        server
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    pub fn resume(&mut self) {
+        let options = format!(
+            "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=100 -p {}",
+            self.port
+        );
+        let log = self.data.join("server.log");
+        shell(self.tool("pg_ctl").args(["start", "-w", "-o", &options, "-l"]).arg(log).arg("-D").arg(&self.data));
+        self.running = true;
+    }
+
+    /// At once, as a crash.
+    pub fn crash(&mut self) {
+        shell(self.tool("pg_ctl").args(["stop", "-w", "-m", "immediate", "-D"]).arg(&self.data));
+        self.running = false;
+    }
+
+    fn is_root(&self) -> bool {
+        let output = Command::new("id").arg("-u").output().unwrap();
+        output.stdout == b"0\n"
+    }
+
+    fn tool(&self, name: &str) -> Command {
+        let path = format!("{}/{name}", server_setting("LONGSHORE_TEST_PG_BIN"));
+        let mut command = if self.is_root() {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--", &path]);
+            command
+        } else {
+            Command::new(path)
+        };
+        command.current_dir("/");
+        command
+    }
+}
+
+impl Drop for PostgresServer {
+    fn drop(&mut self) {
+        if self.running {
+            let _ = self.tool("pg_ctl").args(["stop", "-w", "-m", "immediate", "-D"]).arg(&self.data).output();
+        }
+    }
+}
+
+fn shell(command: &mut Command) {
+    // Not captured by pipes: a server that is left running would hold them open.
+    let null = std::process::Stdio::null;
+    let status = command.stdin(null()).stdout(null()).stderr(null()).status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+/// The test's own way into a bucket.
+pub struct Bucket {
+    pub name: String,
+    bucket: rusty_s3::Bucket,
+    credentials: rusty_s3::Credentials,
+    http: reqwest::Client,
+}
+
+impl Bucket {
+    pub fn new(endpoint: &str, key: &str, secret: &str) -> Self {
+        let name = unique("e2e-");
+        let endpoint = endpoint.parse().unwrap();
+        let bucket = rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, name.clone(), "us-east-1").unwrap();
+        Self { name, bucket, credentials: rusty_s3::Credentials::new(key, secret), http: reqwest::Client::new() }
+    }
+
+    pub async fn put(&self, key: &str, body: &[u8]) {
+        let url = self.bucket.put_object(Some(&self.credentials), key).sign(Duration::from_secs(60));
+        let answer = self.http.put(url).header("content-type", "text/csv").body(body.to_vec()).send().await.unwrap();
+        assert!(answer.status().is_success(), "PUT {key}: {}", answer.status());
+    }
+
+    pub async fn delete(&self, key: &str) {
+        let url = self.bucket.delete_object(Some(&self.credentials), key).sign(Duration::from_secs(60));
+        let answer = self.http.delete(url).send().await.unwrap();
+        assert!(answer.status().is_success(), "DELETE {key}: {}", answer.status());
+    }
+}
+
+/// The settings of a cluster node.
+pub fn cluster_settings(database: &str, nats: &str, endpoint: &str, key: &str, secret: &str, bucket: &str) -> Env {
+    settings([
+        ("DATABASE_URL", database),
+        ("NATS_URL", nats),
+        ("S3_ENDPOINT", endpoint),
+        ("S3_ACCESS_KEY_ID", key),
+        ("S3_SECRET_ACCESS_KEY", secret),
+        ("S3_BUCKET", bucket),
+    ])
+}
