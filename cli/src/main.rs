@@ -44,7 +44,7 @@ enum Command {
         /// The CSV file.
         file: PathBuf,
         /// The destination table; it may be qualified: schema.table.
-        #[arg(long)]
+        #[arg(long, value_parser = read_table)]
         table: String,
         /// The server's address; without it the embedded service is started on the data directory.
         #[arg(long, env = "LONGSHORE_SERVER")]
@@ -91,6 +91,11 @@ struct Remote {
     /// Prints JSON on stdout.
     #[arg(long)]
     json: bool,
+}
+
+/// A bad name is a usage error, before anything is started.
+fn read_table(text: &str) -> Result<String, String> {
+    text.parse::<longshore_domain::TableName>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// `None`: no limit.

@@ -93,6 +93,10 @@ pub async fn wire(settings: &Settings) -> Result<Wired> {
 
     let gate = WriteGate::new();
     let database = connect_database(&database_url, &gate).await?;
+    if settings.database_url.is_none() {
+        // The folder's lock is ours: whoever held a lease in its database is gone.
+        database.release_all().await?;
+    }
     let (destination, destination_file) = connect_destination(settings, &destination_url, &gate).await?;
     let bus = connect_bus(settings).await?;
     let (objects, embedded) = connect_objects(settings, &bus).await?;

@@ -80,6 +80,7 @@ on_both! {
     progress_survives_and_is_the_owners
     an_import_expires_only_while_it_awaits
     a_late_reason_fails_nothing
+    a_lone_process_need_not_wait_for_leases_of_the_dead
 }
 
 fn request(table: &str) -> CreateRequest {
@@ -358,4 +359,17 @@ async fn a_late_reason_fails_nothing(database: Database, _: String) {
     let read = database.import(id).await.unwrap().unwrap();
     assert_eq!(read.error, Some(problem));
     assert_eq!(serde_json::to_value(read.to_resource("b")).unwrap()["error"], json!(null), "it has not failed yet");
+}
+
+async fn a_lone_process_need_not_wait_for_leases_of_the_dead(database: Database, _: String) {
+    let record = running(&database).await;
+    database.store_chunks(record.id, record.attempt, record.epoch, &[chunk(0)], true).await.unwrap();
+    assert!(matches!(database.claim_chunk(&job(&record, 0), "dead").await.unwrap(), ChunkClaim::Claimed(_)));
+    assert_eq!(database.claim(record.id, "next").await.unwrap().map(|record| record.epoch), None);
+    database.release_all().await.unwrap();
+    assert_eq!(database.claim(record.id, "next").await.unwrap().map(|record| record.epoch), Some(Epoch(2)));
+    let ChunkClaim::Claimed(again) = database.claim_chunk(&job(&record, 0), "next").await.unwrap() else {
+        panic!("its worker is gone")
+    };
+    assert_eq!(again.claims, 2, "the death stays counted");
 }

@@ -2,7 +2,9 @@
 //! (invariant 12).
 
 use sea_orm::sea_query::{Expr, ExprTrait, OnConflict};
-use sea_orm::{ActiveValue, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait};
+use sea_orm::{
+    ActiveValue, ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
+};
 
 use longshore_domain::{
     Attempt, ByteOffset, ByteRange, Chunk, ChunkIndex, ChunkState, Epoch, ImportId, ImportState, LineNumber, RowNumber,
@@ -358,6 +360,17 @@ impl Database {
             .await?;
         Ok(())
     }
+}
+
+/// Lets every claim go; see [`Database::release_all`].
+pub(super) async fn release_all(connection: &DatabaseConnection) -> Result<(), DatabaseError> {
+    chunks::Entity::update_many()
+        .col_expr(chunks::Column::State, Expr::value(ChunkState::Pending.as_str()))
+        .col_expr(chunks::Column::ClaimUntilMs, Expr::value(0_i64))
+        .filter(chunks::Column::State.eq(ChunkState::Running.as_str()))
+        .exec(connection)
+        .await?;
+    Ok(())
 }
 
 fn of_job(job: &ChunkJob) -> sea_orm::Condition {

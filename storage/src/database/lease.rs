@@ -101,6 +101,21 @@ impl Database {
         Ok(())
     }
 
+    /// Lets every lease and every claim go. Only for a database that one process owns alone, at its start: whoever held them is
+    /// gone, and waiting for them to run out would only cost time.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]
+    pub async fn release_all(&self) -> Result<(), DatabaseError> {
+        let _turn = self.turn().await;
+        Entity::update_many()
+            .col_expr(Column::LeaseUntilMs, Expr::value(0_i64))
+            .filter(Column::LeaseUntilMs.gt(0))
+            .exec(&self.connection)
+            .await?;
+        super::chunks::release_all(&self.connection).await
+    }
+
     /// A change of state by the owner: one compare-and-set on state and epoch. `false`: the state was another one, or the
     /// lease is lost.
     ///
