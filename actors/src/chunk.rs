@@ -33,7 +33,7 @@ enum Outcome {
     HandBack,
 }
 
-/// Works on a chunk job to its end. `stop` is this node's.
+/// Works on a chunk job to its end. `stop` is cancelled when this node waits for it no longer.
 pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Receipt, stop: &CancellationToken) {
     let outcome = match try_chunk(services, job, receipt, stop).await {
         Ok(outcome) => outcome,

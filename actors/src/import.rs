@@ -51,8 +51,9 @@ impl Actor for ImportActor {
         tokio::spawn(keep_lease(services.clone(), record.clone(), stop.clone()).instrument(span.clone()));
         let (id, epoch) = (record.id, record.epoch);
         let database = services.database.clone();
+        let tasks = services.running.tasks.clone();
         let task = tokio::spawn(Owner::new(services, record, stop.clone()).run().instrument(span));
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             if let Err(error) = task.await {
                 tracing::error!(import_id = %id, %error, "the owner of this import panicked; its lease is let go");
             }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio_util::sync::CancellationToken;
 
-use longshore_domain::Trigger;
+use longshore_domain::{ImportState, Trigger};
 use longshore_storage::bus::{Delivery, StorageEvent};
 use longshore_storage::start::{StartOutcome, import_of_key, start_import};
 
@@ -94,6 +94,10 @@ async fn consider(services: &Services, event: &StorageEvent) -> bool {
     let Services { database, objects, bus, .. } = services;
     match start_import(database, &**objects, &**bus, import, Trigger::Event).await {
         Ok(StartOutcome::Started | StartOutcome::NoObject) => true,
+        Ok(StartOutcome::Before(state @ (ImportState::Expired | ImportState::Cancelled))) => {
+            tracing::warn!(import_id = %import, key, %state, "an object came for an import that had ended; it is left alone");
+            true
+        }
         Ok(StartOutcome::Before(state)) => {
             tracing::debug!(import_id = %import, %state, "an event for an import that had started");
             true

@@ -38,4 +38,4 @@ pub mod status;
 pub mod sweep;
 
 pub use node::Node;
-pub use services::{NodeSettings, Services};
+pub use services::{NodeSettings, Running, Services};

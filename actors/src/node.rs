@@ -8,14 +8,17 @@ use tokio_util::sync::CancellationToken;
 use crate::intake::IntakeActor;
 use crate::pool::ChunkPoolActor;
 use crate::registrar::{RegistrarActor, RegistrarMessage};
-use crate::services::Services;
+use crate::services::{Running, Services};
 use crate::sweep::SweepActor;
 
 /// The pause before an actor that ended is made anew.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a node that stops waits for its work to be handed back.
-const STOP_PATIENCE: Duration = Duration::from_secs(8);
+/// How long a node that stops waits for its chunks to be finished. Shorter than their claims, which nobody renews behind a kill.
+const FINISH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long it waits then for what is left to be handed back.
+const HAND_BACK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The actors of every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,6 +139,7 @@ impl NodeState {
 pub struct Node {
     root: ActorRef<NodeMessage>,
     ended: ractor::concurrency::JoinHandle<()>,
+    running: Running,
     stop: CancellationToken,
 }
 
@@ -146,18 +150,27 @@ impl Node {
     /// [`SpawnErr`] where an actor did not start.
     pub async fn start(services: Services) -> Result<Self, SpawnErr> {
         let stop = CancellationToken::new();
+        let running = services.running.clone();
         let (root, ended) = Actor::spawn(None, NodeActor, (services, stop.clone())).await?;
-        Ok(Self { root, ended, stop })
+        Ok(Self { root, ended, running, stop })
     }
 
-    /// Stops taking work and hands back what is running: leases and claims are let go, so that other nodes go on at once.
+    /// Stops taking work. Owned imports are let go at once, chunks are finished, or handed back where that takes too long: other
+    /// nodes go on without waiting for a lease to run out.
     pub async fn stop(self) {
         self.stop.cancel();
-        // The tasks answer to the token; the actors have nothing left to say.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let Running { tasks, abandon } = &self.running;
+        tasks.close();
+        if tokio::time::timeout(FINISH_PATIENCE, tasks.wait()).await.is_err() {
+            tracing::info!(running = tasks.len(), "handing back what is not finished");
+            abandon.cancel();
+            if tokio::time::timeout(HAND_BACK_PATIENCE, tasks.wait()).await.is_err() {
+                tracing::warn!("the node did not stop in time; its leases run out by themselves");
+            }
+        }
         self.root.stop(None);
-        if tokio::time::timeout(STOP_PATIENCE, self.ended).await.is_err() {
-            tracing::warn!("the node did not stop in time; its leases run out by themselves");
+        if tokio::time::timeout(HAND_BACK_PATIENCE, self.ended).await.is_err() {
+            tracing::warn!("the node's actors did not end in time");
         }
     }
 }

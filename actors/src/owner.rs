@@ -21,7 +21,7 @@ use crate::patience::{Gave, patiently};
 use crate::planner::{self, destination_problem, problem};
 use crate::scan::{SCAN_AHEAD, Scan, ScanMessage};
 use crate::services::Services;
-use crate::status::{Fold, StatusActor, StatusArguments, StatusMessage};
+use crate::status::{Fold, StatusActor, StatusArguments, StatusMessage, tell_watchers};
 
 /// Chunk jobs in flight at once, over all nodes: one giant import starves nobody.
 const WINDOW: usize = 64;
@@ -158,6 +158,7 @@ impl Owner {
         if changed.map_err(|gave| problem(gave, internal))? {
             tracing::info!(%from, to = %change.to(), "import changed");
             self.record.state = change.to();
+            tell_watchers(&*self.services.bus, id).await;
             return Ok(());
         }
         // Somebody changed it: a cancel, an answer that was lost (this very change), or a next owner.
@@ -405,8 +406,8 @@ impl Run {
             window.add(chunk.planned.chunk);
         }
         let fold = Fold::new(owner.record.size.unwrap_or(0), chunks.len() as u64, done, Instant::now());
-        let arguments =
-            StatusArguments { database: owner.services.database.clone(), import: id, epoch: owner.record.epoch, fold };
+        let (database, bus) = (owner.services.database.clone(), owner.services.bus.clone());
+        let arguments = StatusArguments { database, bus, import: id, epoch: owner.record.epoch, fold };
         let (status, _) = Actor::spawn(None, StatusActor, arguments).await.map_err(|error| {
             tracing::error!(%error, "the status actor did not start");
             Stop::Lost

@@ -18,7 +18,7 @@ use tracing::Instrument;
 use longshore_storage::bus::{ChunkJob, Delivery, Receipt};
 
 use crate::chunk::work_on_chunk;
-use crate::services::Services;
+use crate::services::{Running, Services};
 
 /// How long a pull waits for a job.
 const PULL_WAIT: Duration = Duration::from_secs(5);
@@ -38,8 +38,8 @@ struct ChunkWorker;
 impl Worker for ChunkWorker {
     type Key = ();
     type Message = ChunkWork;
-    type Arguments = (Services, CancellationToken);
-    type State = (Services, CancellationToken);
+    type Arguments = Services;
+    type State = Services;
 
     async fn pre_start(
         &self,
@@ -56,11 +56,12 @@ impl Worker for ChunkWorker {
         _worker: WorkerId,
         _factory: &ActorRef<FactoryMessage<(), ChunkWork>>,
         Job { key, msg, .. }: Job<(), ChunkWork>,
-        (services, stop): &mut Self::State,
+        services: &mut Services,
     ) -> Result<(), ActorProcessingErr> {
         let span =
             tracing::info_span!("chunk", import_id = %msg.job.import, chunk = msg.job.chunk.0, epoch = msg.job.epoch.0);
-        work_on_chunk(services, msg.job, &*msg.receipt, stop).instrument(span).await;
+        let Running { tasks, abandon } = &services.running;
+        tasks.track_future(work_on_chunk(services, msg.job, &*msg.receipt, abandon).instrument(span)).await;
         Ok(key)
     }
 }
@@ -94,7 +95,7 @@ impl Actor for ChunkPoolActor {
         (services, stop): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let workers = services.settings.workers.get();
-        let context = (services.clone(), stop.clone());
+        let context = services.clone();
         let arguments = FactoryArguments::builder()
             .worker_builder(Box::new(worker_builder(move |_worker| (ChunkWorker, context.clone()))))
             .queue(queues::DefaultQueue::default())
@@ -104,7 +105,7 @@ impl Actor for ChunkPoolActor {
         let definition = Factory::<
             (),
             ChunkWork,
-            (Services, CancellationToken),
+            Services,
             ChunkWorker,
             routing::QueuerRouting<(), ChunkWork>,
             queues::DefaultQueue<(), ChunkWork>,

@@ -4,6 +4,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
 use longshore_storage::bus::Bus;
 use longshore_storage::database::Database;
 use longshore_storage::destination::Destination;
@@ -22,6 +25,18 @@ pub struct Services {
     pub destination: Arc<dyn Destination>,
     /// How this node works.
     pub settings: NodeSettings,
+    /// What runs on this node, for a stop that waits for it.
+    pub running: Running,
+}
+
+/// What a node does that must not be cut off without a word: owned imports, whose leases are let go, and chunks, which are
+/// finished or handed back.
+#[derive(Clone, Default)]
+pub struct Running {
+    /// Owners and chunk jobs, each until its lease or claim is let go.
+    pub tasks: TaskTracker,
+    /// Cancelled when chunks were waited for long enough: what still runs is handed back.
+    pub abandon: CancellationToken,
 }
 
 /// How a node works.

@@ -5,12 +5,14 @@
 //! `rows_read = rows_loaded + rows_rejected`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::time::Instant;
 
 use longshore_domain::{Epoch, ImportId, Progress, Tally};
+use longshore_storage::bus::Bus;
 use longshore_storage::database::Database;
 
 /// Between two writes of the counters: four a second.
@@ -97,6 +99,7 @@ pub struct StatusActor;
 /// What it knows.
 pub struct StatusState {
     database: Database,
+    bus: Arc<dyn Bus>,
     import: ImportId,
     epoch: Epoch,
     fold: Fold,
@@ -107,6 +110,8 @@ pub struct StatusState {
 pub struct StatusArguments {
     /// Where counters are persisted.
     pub database: Database,
+    /// Where watchers hear of it.
+    pub bus: Arc<dyn Bus>,
     /// Whose.
     pub import: ImportId,
     /// The owner's epoch.
@@ -125,9 +130,9 @@ impl Actor for StatusActor {
         myself: ActorRef<StatusMessage>,
         arguments: StatusArguments,
     ) -> Result<StatusState, ActorProcessingErr> {
-        let StatusArguments { database, import, epoch, fold } = arguments;
+        let StatusArguments { database, bus, import, epoch, fold } = arguments;
         myself.send_interval(PERSIST_EVERY, || StatusMessage::Persist);
-        Ok(StatusState { database, import, epoch, fold, changed: true })
+        Ok(StatusState { database, bus, import, epoch, fold, changed: true })
     }
 
     async fn handle(
@@ -161,9 +166,21 @@ impl StatusState {
         }
         let progress = self.fold.progress(Instant::now());
         match self.database.store_progress(self.import, self.epoch, &progress).await {
-            Ok(_) => self.changed = false,
+            Ok(stored) => {
+                self.changed = false;
+                if stored {
+                    tell_watchers(&*self.bus, self.import).await;
+                }
+            }
             Err(error) => tracing::debug!(import_id = %self.import, %error, "progress not persisted; next time"),
         }
+    }
+}
+
+/// A hint that an import changed; it may be lost, watchers look by themselves, too.
+pub(crate) async fn tell_watchers(bus: &dyn Bus, import: ImportId) {
+    if let Err(error) = bus.changed(import).await {
+        tracing::debug!(import_id = %import, %error, "watchers were not told of a change");
     }
 }
 

@@ -15,6 +15,7 @@ use longshore_storage::start::{StartOutcome, start_import};
 
 use crate::registrar::RegistrarMessage;
 use crate::services::Services;
+use crate::status::tell_watchers;
 
 /// How often imports without an owner are looked for.
 const OWNERLESS_EVERY: Duration = Duration::from_secs(2);
@@ -113,7 +114,10 @@ async fn look(services: &Services, import: &AwaitingImport) {
     let Services { database, objects, bus, .. } = services;
     match start_import(database, &**objects, &**bus, import.id, Trigger::Sweep).await {
         Ok(StartOutcome::NoObject) => match database.expire(import.id, EXPIRY_GRACE_MS).await {
-            Ok(true) => tracing::info!(import_id = %import.id, "import expired"),
+            Ok(true) => {
+                tracing::info!(import_id = %import.id, "import expired");
+                tell_watchers(&**bus, import.id).await;
+            }
             Ok(false) => {}
             Err(error) => tracing::warn!(import_id = %import.id, %error, "import not expired; next time"),
         },

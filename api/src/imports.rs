@@ -1,61 +1,81 @@
-//! Create, read, list, complete.
+//! Create, read, list.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use longshore_domain::import::format_time;
-use longshore_domain::{CreateRequest, FieldError, ImportId, ImportState, Problem, ProblemKind, Trigger};
-use longshore_storage::database::{ImportFilter, ImportRecord, NewImport};
+use longshore_domain::{CreateRequest, FieldError, ImportId, ImportState, Problem, ProblemKind};
+use longshore_storage::database::{Created, ImportFilter, ImportRecord, NewImport};
 use longshore_storage::objects::{PresignedPut, PutTerms};
-use longshore_storage::start::{StartOutcome, object_key, start_import};
+use longshore_storage::start::object_key;
 
 use crate::ApiState;
+use crate::body::Whole;
 use crate::error::ApiError;
+use crate::idempotency::idempotency_key;
 
 /// Items of a listing when the request says nothing.
 const DEFAULT_LIMIT: u64 = 50;
 /// The most items of a listing.
 const MAX_LIMIT: u64 = 1000;
 
-/// `POST /v1/imports`
+/// `POST /v1/imports`: `201`, or `200` with the import that an equal request made under the same key.
 ///
 /// # Errors
 /// [`ApiError`]
-pub async fn create(State(state): State<ApiState>, body: Result<Bytes, BytesRejection>) -> Result<Response, ApiError> {
-    let body = body.map_err(|error| {
-        let kind = if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            ProblemKind::TooLarge
-        } else {
-            ProblemKind::BadRequest
-        };
-        ApiError::new(kind, error.body_text())
-    })?;
-    let request = CreateRequest::from_json(&body)?;
+pub async fn create(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    Whole(body): Whole,
+) -> Result<Response, ApiError> {
+    let value: Value = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::new(ProblemKind::BadRequest, format!("the body is not JSON: {error}")))?;
+    let request = CreateRequest::from_value(&value)?;
+    let key = idempotency_key(&headers, &value)?;
     check_size(&request, state.objects.max_put_size())?;
     let id = ImportId::generate();
-    let key = object_key(id, &request.file.name);
-    let terms = PutTerms {
+    let object_key = object_key(id, &request.file.name);
+    let upload = state.objects.presign_put(&object_key, &terms_of(&request));
+    let new = NewImport { id, request, object_key, url_expires_at: upload.expires_at };
+    let (status, record, upload) = match state.database.create(&new, key.as_ref()).await? {
+        Created::New(record) => {
+            tracing::info!(import_id = %id, table = %record.request.destination.table, "import created");
+            (StatusCode::CREATED, record, Some(upload))
+        }
+        Created::Before(record) => {
+            let upload = fresh_upload(&state, &record).await?;
+            (StatusCode::OK, find(&state, &record.id.to_string()).await?, upload)
+        }
+        Created::KeyOfAnother => {
+            let detail = "another request was made under this key; a key belongs to one request for good";
+            return Err(ApiError::new(ProblemKind::IdempotencyKeyReused, detail));
+        }
+    };
+    let location = HeaderValue::from_str(&format!("/v1/imports/{}", record.id))
+        .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
+    let resource = resource_with_upload(&state, &record, upload.as_ref())?;
+    Ok((status, [(header::LOCATION, location)], Json(resource)).into_response())
+}
+
+fn terms_of(request: &CreateRequest) -> PutTerms {
+    PutTerms {
         content_type: request.file.content_type.clone(),
         content_length: request.file.size,
         expires_in: Duration::from_secs(request.upload.expires_in.into()),
-    };
-    let upload = state.objects.presign_put(&key, &terms);
-    let new = NewImport { id, request, object_key: key, url_expires_at: upload.expires_at };
-    let record = state.database.create(&new).await?;
-    tracing::info!(import_id = %id, table = %record.request.destination.table, "import created");
-    let mut resource = resource(&state, &record)?;
-    resource["upload"] = upload_json(&upload);
-    let location = HeaderValue::from_str(&format!("/v1/imports/{id}"))
-        .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(resource)).into_response())
+    }
+}
+
+/// A fresh URL, while the import awaits its file; the import does not expire before it ends.
+pub(crate) async fn fresh_upload(state: &ApiState, record: &ImportRecord) -> Result<Option<PresignedPut>, ApiError> {
+    let upload = state.objects.presign_put(&record.object_key, &terms_of(&record.request));
+    let awaits = state.database.extend_upload(record.id, upload.expires_at).await?;
+    Ok(awaits.then_some(upload))
 }
 
 fn check_size(request: &CreateRequest, most: u64) -> Result<(), ApiError> {
@@ -76,9 +96,22 @@ fn upload_json(upload: &PresignedPut) -> Value {
     json!({"method": "PUT", "url": upload.url, "headers": headers, "expires_at": format_time(upload.expires_at)})
 }
 
-fn resource(state: &ApiState, record: &ImportRecord) -> Result<Value, ApiError> {
+pub(crate) fn resource(state: &ApiState, record: &ImportRecord) -> Result<Value, ApiError> {
     serde_json::to_value(record.to_resource(state.objects.bucket()))
         .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))
+}
+
+/// The import, and where it awaits its file, how to upload it.
+pub(crate) fn resource_with_upload(
+    state: &ApiState,
+    record: &ImportRecord,
+    upload: Option<&PresignedPut>,
+) -> Result<Value, ApiError> {
+    let mut resource = resource(state, record)?;
+    if let Some(upload) = upload {
+        resource["upload"] = upload_json(upload);
+    }
+    Ok(resource)
 }
 
 /// The import of a path, or a 404.
@@ -187,29 +220,6 @@ pub async fn list(State(state): State<ApiState>, RawQuery(query): RawQuery) -> R
     };
     let records = state.database.imports(&filter, limit + 1).await?;
     page(records, limit, |record| record.id.to_string(), |record| resource(&state, record))
-}
-
-/// `POST /v1/imports/{id}/complete`
-///
-/// # Errors
-/// [`ApiError`]; a `409` where no object is at its key, or the import ended without one.
-pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let record = find(&state, &id).await?;
-    let ApiState { database, objects, bus, .. } = &state;
-    match start_import(database, &**objects, &**bus, record.id, Trigger::Complete).await? {
-        StartOutcome::Unknown => return Err(ApiError::no_such_import(&id)),
-        StartOutcome::NoObject => {
-            let detail = format!("no object is at {}; upload the file, then call this again", record.object_key);
-            return Err(ApiError::new(ProblemKind::NoObject, detail));
-        }
-        StartOutcome::Before(ended @ (ImportState::Expired | ImportState::Cancelled)) => {
-            let detail = format!("the import is {ended}; ask for a new one");
-            return Err(ApiError::new(ProblemKind::WrongState, detail));
-        }
-        StartOutcome::Started | StartOutcome::Before(_) => {}
-    }
-    let record = find(&state, &id).await?;
-    Ok((StatusCode::ACCEPTED, Json(resource(&state, &record)?)).into_response())
 }
 
 #[cfg(test)]

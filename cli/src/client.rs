@@ -13,6 +13,8 @@ use tokio_util::io::ReaderStream;
 const POLL_EVERY: Duration = Duration::from_millis(200);
 /// A server that is away is asked again for so long, in looks.
 const PATIENCE: u32 = 150;
+/// Imports asked for at once.
+const PAGE: usize = 1000;
 /// Blocks of a file on its way up, in bytes.
 const BLOCK: usize = 256 * 1024;
 
@@ -66,6 +68,38 @@ impl Client {
 
     pub async fn get(&self, path: &str) -> Result<Value> {
         self.call(self.http.get(format!("{}{path}", self.base))).await
+    }
+
+    /// The resource.
+    pub async fn import_of(&self, id: &str) -> Result<Value> {
+        self.get(&format!("/v1/imports/{id}")).await
+    }
+
+    /// `cancel` or `retry`; the resource behind it.
+    pub async fn act(&self, id: &str, action: &str) -> Result<Value> {
+        self.call(self.http.post(format!("{}/v1/imports/{id}/{action}", self.base))).await
+    }
+
+    /// Imports, newest first, at most `limit`, page by page.
+    pub async fn list(&self, filter: &[(&str, Option<String>)], limit: usize) -> Result<Vec<Value>> {
+        let mut imports = Vec::new();
+        let mut cursor: Option<String> = None;
+        while imports.len() < limit {
+            let size = (limit - imports.len()).min(PAGE);
+            let mut request = self.http.get(format!("{}/v1/imports", self.base)).query(&[("limit", size)]);
+            for (name, value) in filter {
+                request = request.query(&[(name, value)]);
+            }
+            let mut page = self.call(request.query(&[("cursor", &cursor)])).await?;
+            if let Value::Array(items) = page["items"].take() {
+                imports.extend(items);
+            }
+            cursor = page["next_cursor"].as_str().map(str::to_owned);
+            if cursor.is_none() {
+                break;
+            }
+        }
+        Ok(imports)
     }
 
     /// Prints the file of rejects.

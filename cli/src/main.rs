@@ -66,8 +66,31 @@ enum Command {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Cancels an import: nothing of it stays in the destination.
+    Cancel {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Tries a failed import again, from the file that was uploaded.
+    Retry {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Lists imports, newest first.
     List {
+        /// Only those in this state, such as running or failed.
+        #[arg(long, value_parser = read_state)]
+        state: Option<String>,
+        /// Only those into this table.
+        #[arg(long, value_parser = read_table)]
+        table: Option<String>,
+        /// How many at most.
+        #[arg(long, default_value = "100")]
+        limit: usize,
         #[command(flatten)]
         remote: Remote,
     },
@@ -96,6 +119,10 @@ struct Remote {
 /// A bad name is a usage error, before anything is started.
 fn read_table(text: &str) -> Result<String, String> {
     text.parse::<longshore_domain::TableName>().map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn read_state(text: &str) -> Result<String, String> {
+    text.parse::<longshore_domain::ImportState>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// `None`: no limit.
@@ -176,18 +203,16 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
             let order = ImportOrder { file: &file, table: &table, max_rejects: max_rejects.0, null_values };
             return import(&settings, server.as_deref(), &order, json).await;
         }
-        Command::Status { id, remote } => {
-            let import = Client::new(&remote.server)?.get(&format!("/v1/imports/{id}")).await?;
-            if remote.json { println!("{import}") } else { println!("{}", line_of(&import)) }
-        }
-        Command::List { remote } => {
-            let listing = Client::new(&remote.server)?.get("/v1/imports?limit=100").await?;
+        Command::Status { id, remote } => show(&Client::new(&remote.server)?.import_of(&id).await?, remote.json),
+        Command::Cancel { id, remote } => show(&Client::new(&remote.server)?.act(&id, "cancel").await?, remote.json),
+        Command::Retry { id, remote } => show(&Client::new(&remote.server)?.act(&id, "retry").await?, remote.json),
+        Command::List { state, table, limit, remote } => {
+            let filter = [("state", state), ("table", table)];
+            let imports = Client::new(&remote.server)?.list(&filter, limit).await?;
             if remote.json {
-                println!("{listing}");
+                println!("{}", serde_json::json!({"items": imports, "next_cursor": null}));
             } else {
-                for import in listing["items"].as_array().into_iter().flatten() {
-                    println!("{}", line_of(import));
-                }
+                imports.iter().for_each(|import| println!("{}", line_of(import)));
             }
         }
         Command::Rejects { id, csv, remote } => rejects(&Client::new(&remote.server)?, &id, csv, remote.json).await?,
@@ -220,6 +245,10 @@ async fn rejects(client: &Client, id: &str, csv: bool, json: bool) -> Result<()>
             None => return Ok(()),
         }
     }
+}
+
+fn show(import: &Value, json: bool) {
+    if json { println!("{import}") } else { println!("{}", line_of(import)) }
 }
 
 fn line_of(import: &Value) -> String {
@@ -255,12 +284,12 @@ async fn import_embedded(settings: &Settings, order: &ImportOrder<'_>) -> Result
     let listener = serve::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let base = format!("http://{}", listener.local_addr()?);
     let stop = CancellationToken::new();
-    let router = longshore_api::router(wired.api_state());
-    let served = tokio::spawn(serve::serve(listener, router, stop.clone()));
+    let router = longshore_api::router(wired.api_state(&stop));
+    let served =
+        tokio::spawn(longshore_api::server::serve(listener, router, settings.max_connections.get(), stop.clone()));
     let result = Client::new(&base)?.import(order).await;
     stop.cancel();
-    // Connections that are kept alive need not be waited for.
-    served.abort();
+    served.await?;
     node.stop().await;
     let file = wired.destination_file.clone();
     wired.shutdown().await;

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use axum::Router;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -47,8 +46,8 @@ pub async fn run(role: Role, settings: &Settings) -> Result<()> {
         Role::Serve | Role::Worker => Some(start_node(&wired).await?),
     };
     let router = match role {
-        Role::Worker => longshore_api::health_router(wired.api_state()),
-        Role::Serve | Role::Api => longshore_api::router(wired.api_state()),
+        Role::Worker => longshore_api::health_router(wired.api_state(&stop)),
+        Role::Serve | Role::Api => longshore_api::router(wired.api_state(&stop)),
     };
     tracing::info!(
         name = wired.services.settings.name,
@@ -56,14 +55,20 @@ pub async fn run(role: Role, settings: &Settings) -> Result<()> {
         listen = listen.map(|a| a.to_string()),
         "longshore is up"
     );
-    match listener {
-        Some(listener) => serve(listener, router, stop).await?,
-        None => stop.cancelled().await,
-    }
-    tracing::info!("stopping");
-    if let Some(node) = node {
-        node.stop().await;
-    }
+    let serve = async {
+        if let Some(listener) = listener {
+            longshore_api::server::serve(listener, router, settings.max_connections.get(), stop.clone()).await;
+        }
+    };
+    let work = async {
+        stop.cancelled().await;
+        tracing::info!("stopping");
+        if let Some(node) = node {
+            node.stop().await;
+        }
+    };
+    // Requests and work come to their end beside each other, within a lease.
+    tokio::join!(serve, work);
     wired.shutdown().await;
     Ok(())
 }
@@ -74,12 +79,6 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 
 pub async fn start_node(wired: &Wired) -> Result<Node> {
     Node::start(wired.services.clone()).await.context("the actors did not start")
-}
-
-/// Serves until `stop`, then lets requests end.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) -> Result<()> {
-    axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await?;
-    Ok(())
 }
 
 /// Cancelled by SIGTERM or Ctrl-C; a second one ends the process at once.

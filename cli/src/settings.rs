@@ -13,8 +13,11 @@ use url::Url;
 
 const PREFIX: &str = "LONGSHORE_";
 
+/// Connections that the API takes at once when nothing is said.
+const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not 0");
+
 /// Every setting, without the prefix.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "LISTEN",
     "DATA_DIR",
     "DATABASE_URL",
@@ -32,6 +35,7 @@ const KNOWN: [&str; 19] = [
     "CHUNK_SIZE",
     "WORKERS",
     "SWEEP_INTERVAL",
+    "MAX_CONNECTIONS",
     "LOG",
     "SERVER",
 ];
@@ -67,6 +71,8 @@ pub struct Settings {
     pub chunk_size: Option<u64>,
     pub workers: NonZeroUsize,
     pub sweep_interval: Duration,
+    /// Connections that the API takes at once.
+    pub max_connections: NonZeroUsize,
     pub log: Option<String>,
 }
 
@@ -246,6 +252,11 @@ impl Values {
             sweep_interval: self
                 .parse("SWEEP_INTERVAL", "a duration such as 30s, 500ms, 2m or 1h", duration)?
                 .unwrap_or(Duration::from_secs(30)),
+            max_connections: self
+                .parse("MAX_CONNECTIONS", "a whole number from 1 to 100000", |text| {
+                    text.parse::<NonZeroUsize>().ok().filter(|count| count.get() <= 100_000)
+                })?
+                .unwrap_or(CONNECTIONS),
             log: self.take("LOG"),
         })
     }

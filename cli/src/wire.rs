@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
-use longshore_actors::{NodeSettings, Services};
+use longshore_actors::{NodeSettings, Running, Services};
 use longshore_api::ApiState;
 use longshore_storage::bus::Bus;
 use longshore_storage::bus::in_process::InProcessBus;
@@ -41,9 +42,10 @@ pub struct Wired {
 }
 
 impl Wired {
-    pub fn api_state(&self) -> ApiState {
+    /// What the API works with; it listens to changes until `stop`.
+    pub fn api_state(&self, stop: &CancellationToken) -> ApiState {
         let Services { database, objects, bus, destination, .. } = self.services.clone();
-        ApiState { database, objects, bus, destination }
+        ApiState::new(database, objects, bus, destination, stop.clone())
     }
 
     /// Lets uploads end that are on their way.
@@ -106,7 +108,7 @@ pub async fn wire(settings: &Settings) -> Result<Wired> {
         chunk_size: settings.chunk_size,
         sweep_interval: settings.sweep_interval,
     };
-    let services = Services { database, objects, bus, destination, settings: node };
+    let services = Services { database, objects, bus, destination, settings: node, running: Running::default() };
     Ok(Wired { services, destination_file, embedded, _lock: lock })
 }
 

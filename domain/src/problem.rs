@@ -47,6 +47,8 @@ kinds! {
     NotFound "not-found" 404 "Not found";
     /// The path is known, the method is not.
     MethodNotAllowed "method-not-allowed" 405 "Method not allowed";
+    /// The request did not arrive in time.
+    RequestTimeout "request-timeout" 408 "The request did not arrive in time";
     /// The body is larger than a request may be.
     TooLarge "too-large" 413 "The request is too large";
     /// The body is not JSON.
@@ -55,6 +57,8 @@ kinds! {
     WrongState "wrong-state" 409 "The import's state does not allow this";
     /// `complete` was called and no object is at the key.
     NoObject "no-object" 409 "The file is not there";
+    /// An idempotency key was used for another request.
+    IdempotencyKeyReused "idempotency-key-reused" 422 "The idempotency key was used for another request";
     /// A dependency is away.
     Unavailable "unavailable" 503 "A dependency is away";
     /// A defect of the service.
@@ -86,9 +90,11 @@ impl Serialize for ProblemKind {
 impl<'de> Deserialize<'de> for ProblemKind {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.strip_prefix(PROBLEM_PREFIX)
-            .and_then(|word| Self::ALL.iter().copied().find(|kind| kind.word() == word))
-            .ok_or_else(|| serde::de::Error::custom(format_args!("unknown problem type {text}")))
+        let word = text
+            .strip_prefix(PROBLEM_PREFIX)
+            .ok_or_else(|| serde::de::Error::custom(format_args!("{text} is no type of a problem")))?;
+        // A newer version of the service may have stored a kind that this one does not know; title and detail say it.
+        Ok(Self::ALL.iter().copied().find(|kind| kind.word() == word).unwrap_or(Self::Internal))
     }
 }
 
@@ -145,5 +151,15 @@ mod tests {
         assert_eq!(json["type"], "urn:longshore:problem:no-object");
         assert_eq!(json["status"], 409);
         assert_eq!(serde_json::from_value::<Problem>(json).unwrap(), problem);
+    }
+
+    #[test]
+    fn a_kind_of_a_newer_version_can_be_read() {
+        let json = serde_json::json!({
+            "type": "urn:longshore:problem:not-yet-thought-of", "title": "New", "status": 422, "detail": "something else",
+        });
+        let problem: Problem = serde_json::from_value(json).unwrap();
+        assert_eq!((problem.kind, problem.detail.as_str()), (ProblemKind::Internal, "something else"));
+        assert!(serde_json::from_str::<ProblemKind>("\"about:blank\"").is_err());
     }
 }

@@ -73,6 +73,9 @@ pub async fn start_import(
             if let Err(BusError { reason, .. }) = bus.publish_import(&ImportJob { import: id }).await {
                 tracing::warn!(import_id = %id, reason, "import job not published; the sweep will find it");
             }
+            if let Err(BusError { reason, .. }) = bus.changed(id).await {
+                tracing::debug!(import_id = %id, reason, "watchers were not told of the start");
+            }
             Ok(StartOutcome::Started)
         }
         Started::Before(state) => Ok(StartOutcome::Before(state)),

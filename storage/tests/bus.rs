@@ -59,6 +59,7 @@ on_every_bus!(
     imports_and_events_arrive_as_they_were,
     a_job_can_be_published_twice,
     reports_reach_the_listeners_of_their_import,
+    changes_reach_whoever_watches,
     it_answers_and_can_be_prepared_again,
 );
 
@@ -257,6 +258,19 @@ async fn reports_reach_the_listeners_of_their_import(bus: Arc<dyn Bus>) {
     bus.report(&report(mine, 2)).await.unwrap();
     for listener in [&mut first, &mut second] {
         assert_eq!(within("a report", listener.next()).await, Some(report(mine, 2)));
+    }
+}
+
+async fn changes_reach_whoever_watches(bus: Arc<dyn Bus>) {
+    let imports: Vec<ImportId> = (0..3).map(|_| ImportId::generate()).collect();
+    bus.changed(imports[0]).await.unwrap();
+    let mut watchers = [bus.changes().await.unwrap(), bus.changes().await.unwrap()];
+    for import in &imports {
+        bus.changed(*import).await.unwrap();
+    }
+    for watcher in &mut watchers {
+        let heard: Vec<_> = within("changes", watcher.take(3).collect()).await;
+        assert_eq!(heard, imports, "and nothing from before");
     }
 }
 

@@ -10,7 +10,8 @@ use longshore_domain::{
 use longshore_parse::Widening;
 use longshore_storage::bus::ChunkJob;
 use longshore_storage::database::{
-    Change, ChunkClaim, Database, ImportFilter, ImportRecord, NewChunk, NewImport, Started,
+    Cancelled, Change, ChunkClaim, Created, Database, IdempotencyKey, ImportFilter, ImportRecord, NewChunk, NewImport,
+    Retried, Started,
 };
 use serde_json::json;
 use sqlx::{Connection, Executor};
@@ -81,21 +82,28 @@ on_both! {
     an_import_expires_only_while_it_awaits
     a_late_reason_fails_nothing
     a_lone_process_need_not_wait_for_leases_of_the_dead
+    requests_under_one_key_make_one_import
+    a_cancel_takes_what_was_not_published
+    a_cancel_and_a_publish_never_both_win
+    a_retry_begins_a_new_attempt_once
+    a_fresh_url_keeps_an_import_from_expiring
+    an_older_version_starts_and_works_beside_this_one
 }
 
 fn request(table: &str) -> CreateRequest {
     CreateRequest::from_value(&json!({"destination": {"table": table}, "format": {"delimiter": ";"}})).unwrap()
 }
 
-async fn create(database: &Database, table: &str) -> ImportRecord {
+fn new_import(table: &str) -> NewImport {
     let id = ImportId::generate();
-    let new = NewImport {
-        id,
-        request: request(table),
-        object_key: format!("imports/{id}/a.csv"),
-        url_expires_at: Utc::now(),
-    };
-    database.create(&new).await.unwrap()
+    NewImport { id, request: request(table), object_key: format!("imports/{id}/a.csv"), url_expires_at: Utc::now() }
+}
+
+async fn create(database: &Database, table: &str) -> ImportRecord {
+    match database.create(&new_import(table), None).await.unwrap() {
+        Created::New(record) => record,
+        other => panic!("no new import: {other:?}"),
+    }
 }
 
 async fn started(database: &Database) -> ImportRecord {
@@ -372,4 +380,173 @@ async fn a_lone_process_need_not_wait_for_leases_of_the_dead(database: Database,
         panic!("its worker is gone")
     };
     assert_eq!(again.claims, 2, "the death stays counted");
+}
+
+async fn requests_under_one_key_make_one_import(database: Database, url: String) {
+    // Two nodes, each with a pool of its own.
+    let other = Database::connect(&url, None).await.unwrap();
+    for round in 0..10 {
+        let key = IdempotencyKey { key: format!("key-{round}"), fingerprint: "one".into() };
+        let news: Vec<NewImport> = (0..6).map(|_| new_import("t")).collect();
+        let nodes = [&database, &other];
+        let creates = news.iter().zip(nodes.iter().cycle()).map(|(new, node)| node.create(new, Some(&key)));
+        let created: Vec<_> = futures::future::join_all(creates).await.into_iter().map(Result::unwrap).collect();
+        let of = |created: &Created| match created {
+            Created::New(record) => (true, record.id),
+            Created::Before(record) => (false, record.id),
+            Created::KeyOfAnother => panic!("the requests are equal"),
+        };
+        let made: Vec<_> = created.iter().map(of).collect();
+        assert_eq!(made.iter().filter(|(new, _)| *new).count(), 1, "{made:?}");
+        assert!(made.iter().all(|(_, id)| *id == made[0].1), "{made:?}");
+
+        let another = IdempotencyKey { fingerprint: "two".into(), ..key };
+        let refused = database.create(&new_import("t"), Some(&another)).await.unwrap();
+        assert!(matches!(refused, Created::KeyOfAnother), "{refused:?}");
+    }
+    assert_eq!(database.imports(&ImportFilter::default(), 100).await.unwrap().len(), 10);
+}
+
+async fn a_cancel_takes_what_was_not_published(database: Database, _: String) {
+    assert_eq!(database.cancel(ImportId::generate()).await.unwrap(), Cancelled::Unknown);
+    let awaiting = create(&database, "t").await;
+    for outcome in [Cancelled::Now, Cancelled::Before] {
+        assert_eq!(database.cancel(awaiting.id).await.unwrap(), outcome);
+    }
+    let read = database.import(awaiting.id).await.unwrap().unwrap();
+    assert_eq!((read.state, read.finished_at.is_some()), (ImportState::Cancelled, true));
+    assert!(read.version > awaiting.version);
+    let late = database.start(awaiting.id, Trigger::Event, 1, "e").await.unwrap();
+    assert_eq!(late, Started::Before(ImportState::Cancelled));
+
+    for record in [started(&database).await, claimed(&database).await, running(&database).await] {
+        assert_eq!(database.cancel(record.id).await.unwrap(), Cancelled::Now);
+        let read = database.import(record.id).await.unwrap().unwrap();
+        assert_eq!((read.state, read.finished_at), (ImportState::Cancelling, None));
+        let epoch = match database.claim(record.id, "owner").await.unwrap() {
+            Some(claimed) => claimed.epoch,
+            None => record.epoch,
+        };
+        assert!(!database.change(record.id, epoch, ImportState::Running, &Change::Publish).await.unwrap());
+        assert!(database.change(record.id, epoch, ImportState::Cancelling, &Change::Cancel).await.unwrap());
+        assert_eq!(database.cancel(record.id).await.unwrap(), Cancelled::Before);
+    }
+
+    let failed = failed(&database).await;
+    assert_eq!(database.cancel(failed.id).await.unwrap(), Cancelled::WrongState(ImportState::Failed));
+}
+
+async fn a_cancel_and_a_publish_never_both_win(database: Database, _: String) {
+    let (mut cancels, mut publishes) = (0, 0);
+    for round in 0..30 {
+        let record = running(&database).await;
+        let publish =
+            async || database.change(record.id, record.epoch, ImportState::Running, &Change::Publish).await.unwrap();
+        let cancel = async || database.cancel(record.id).await.unwrap();
+        let (cancelled, published) = if round % 2 == 0 {
+            tokio::join!(cancel(), publish())
+        } else {
+            let (published, cancelled) = tokio::join!(publish(), cancel());
+            (cancelled, published)
+        };
+        let state = database.import(record.id).await.unwrap().unwrap().state;
+        match (cancelled, published) {
+            (Cancelled::Now, false) => assert_eq!(state, ImportState::Cancelling),
+            (Cancelled::WrongState(ImportState::Publishing), true) => assert_eq!(state, ImportState::Publishing),
+            both => panic!("{both:?} in {state}"),
+        }
+        cancels += u32::from(!published);
+        publishes += u32::from(published);
+    }
+    println!("{cancels} cancels and {publishes} publishes were first");
+}
+
+async fn failed(database: &Database) -> ImportRecord {
+    let record = running(database).await;
+    let (id, epoch) = (record.id, record.epoch);
+    let problem = Problem::new(ProblemKind::TooManyRejects, "x");
+    assert!(database.store_error(id, record.attempt, epoch, &ImportState::MAY_FAIL, &problem).await.unwrap());
+    let progress = Progress::of(100, 2, Tally { rows: 10, rejected: 4, bytes: 50, chunks: 1 });
+    assert!(database.store_progress(id, epoch, &progress).await.unwrap());
+    assert!(database.change(id, epoch, record.state, &Change::Fail).await.unwrap());
+    database.import(id).await.unwrap().unwrap()
+}
+
+async fn a_retry_begins_a_new_attempt_once(database: Database, _: String) {
+    assert_eq!(database.retry(ImportId::generate()).await.unwrap(), Retried::Unknown);
+    let record = failed(&database).await;
+    let retries = futures::future::join_all((0..6).map(|_| database.retry(record.id))).await;
+    let outcomes: Vec<_> = retries.into_iter().map(Result::unwrap).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Retried::Now).count(), 1, "{outcomes:?}");
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Retried::Before).count(), 5, "{outcomes:?}");
+    let again = database.import(record.id).await.unwrap().unwrap();
+    assert_eq!((again.state, again.attempt), (ImportState::Queued, Attempt(2)));
+    assert_eq!((again.error, again.plan, again.started_at, again.finished_at), (None, None, None, None));
+    assert_eq!(again.progress, Progress::of(100, 0, Tally::default()));
+    assert_eq!(again.etag, record.etag, "the object that was seen at first is the one that is read");
+    let owned = database.claim(record.id, "owner").await.unwrap().expect("it waits for an owner");
+    assert!(owned.epoch > record.epoch);
+    assert_eq!(database.retry(record.id).await.unwrap(), Retried::Before);
+
+    assert_eq!(database.cancel(record.id).await.unwrap(), Cancelled::Now);
+    assert_eq!(database.retry(record.id).await.unwrap(), Retried::WrongState(ImportState::Cancelling));
+    for other in [create(&database, "t").await, running(&database).await] {
+        assert_eq!(database.retry(other.id).await.unwrap(), Retried::WrongState(other.state), "it was never retried");
+    }
+    let twice = failed(&database).await;
+    assert_eq!(database.retry(twice.id).await.unwrap(), Retried::Now);
+    let owned = database.claim(twice.id, "owner").await.unwrap().unwrap();
+    assert!(database.change(twice.id, owned.epoch, ImportState::Queued, &Change::Fail).await.unwrap());
+    assert_eq!(database.retry(twice.id).await.unwrap(), Retried::Now, "it failed once more");
+    assert_eq!(database.import(twice.id).await.unwrap().unwrap().attempt, Attempt(3));
+}
+
+async fn a_fresh_url_keeps_an_import_from_expiring(database: Database, _: String) {
+    let record = create(&database, "t").await;
+    let in_an_hour = Utc::now() + chrono::TimeDelta::hours(1);
+    assert!(database.extend_upload(record.id, in_an_hour).await.unwrap());
+    assert!(database.extend_upload(record.id, Utc::now()).await.unwrap(), "a shorter one takes nothing away");
+    let read = database.import(record.id).await.unwrap().unwrap();
+    assert_eq!(read.url_expires_at.timestamp_millis(), in_an_hour.timestamp_millis());
+    assert!(!database.expire(record.id, -1_800_000).await.unwrap());
+    assert!(database.expire(record.id, -2 * 3_600_000).await.unwrap());
+    assert!(!database.extend_upload(record.id, in_an_hour).await.unwrap(), "it expired");
+    assert!(!database.extend_upload(ImportId::generate(), in_an_hour).await.unwrap());
+}
+
+/// Statements beside the program, and the first value that the last one answers with.
+async fn raw(url: &str, statements: &[&str]) -> Option<String> {
+    if let Some(path) = url.strip_prefix("sqlite://") {
+        let connection = rusqlite::Connection::open(path.split('?').next().unwrap()).unwrap();
+        let (last, first) = statements.split_last().unwrap();
+        first.iter().for_each(|statement| connection.execute_batch(statement).unwrap());
+        let mut last = connection.prepare(last).unwrap();
+        return last.query_map([], |row| row.get(0)).unwrap().next().map(Result::unwrap);
+    }
+    let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+    let mut value = None;
+    for statement in statements {
+        let statement = sqlx::AssertSqlSafe((*statement).to_owned());
+        let rows = sqlx::raw_sql(statement).fetch_all(&mut connection).await.unwrap();
+        value = rows.first().map(|row| sqlx::Row::get(row, 0));
+    }
+    value
+}
+
+/// What the version before did with these tables: its migrator refuses a table of migrations that holds one it does not know,
+/// and its statements name its own columns only.
+async fn an_older_version_starts_and_works_beside_this_one(database: Database, url: String) {
+    assert_eq!(raw(&url, &["SELECT max(version) FROM longshore_migrations"]).await.unwrap(), "m0001_spine");
+    let record = create(&database, "t").await;
+    let known = "id, version, state, attempt, epoch, lease_until_ms, request, table_name, object_key, url_expires_ms, \
+                 created_ms, scan_done, bytes_done, rows_read, rows_rejected, chunks_total, chunks_done";
+    let insert = format!("INSERT INTO longshore_imports ({known}) SELECT {known} FROM older");
+    let older = "CREATE TABLE older AS SELECT * FROM longshore_imports";
+    raw(&url, &[older, "DELETE FROM longshore_imports", &insert, "SELECT 'done'"]).await;
+    assert_eq!(database.import(record.id).await.unwrap().unwrap().request, record.request);
+
+    // And a step of a version to come.
+    raw(&url, &["INSERT INTO longshore_schema (step) VALUES ('m9999_to_come')", "SELECT 'done'"]).await;
+    database.migrate().await.unwrap();
+    assert_eq!(database.versions(&[record.id, ImportId::generate()]).await.unwrap(), [(record.id, record.version)]);
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep_until};
@@ -19,7 +19,7 @@ use super::{ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob,
 
 /// Messages that one queue holds, delivered ones included. A full queue refuses: the database knows what is to be done.
 const QUEUE_BOUND: usize = 65_536;
-/// Reports that a slow listener may be behind.
+/// Reports, or changes, that a slow listener may be behind.
 const REPORTS_BOUND: usize = 4_096;
 const ENDPOINT: &str = "in-process";
 
@@ -29,6 +29,7 @@ pub struct InProcessBus {
     imports: Arc<Queue<ImportJob>>,
     chunks: Arc<Queue<ChunkJob>>,
     reports: broadcast::Sender<ChunkReport>,
+    changes: broadcast::Sender<ImportId>,
 }
 
 impl InProcessBus {
@@ -46,6 +47,7 @@ impl InProcessBus {
             imports: Arc::new(Queue::new(ack_wait)),
             chunks: Arc::new(Queue::new(ack_wait)),
             reports: broadcast::Sender::new(REPORTS_BOUND),
+            changes: broadcast::Sender::new(REPORTS_BOUND),
         }
     }
 }
@@ -97,19 +99,32 @@ impl Bus for InProcessBus {
     }
 
     async fn reports(&self, import: ImportId) -> Result<BoxStream<'static, ChunkReport>, BusError> {
-        let listener = self.reports.subscribe();
-        Ok(stream::unfold(listener, move |mut listener| async move {
-            loop {
-                match listener.recv().await {
-                    Ok(report) if report.job.import == import => return Some((report, listener)),
-                    Ok(_) => {}
-                    Err(RecvError::Lagged(lost)) => debug!(lost, "a slow listener lost reports"),
-                    Err(RecvError::Closed) => return None,
-                }
-            }
-        })
-        .boxed())
+        let reports = listen(self.reports.subscribe());
+        Ok(reports.filter(move |report| std::future::ready(report.job.import == import)).boxed())
     }
+
+    async fn changed(&self, import: ImportId) -> Result<(), BusError> {
+        // An error means that nobody listens.
+        let _ = self.changes.send(import);
+        Ok(())
+    }
+
+    async fn changes(&self) -> Result<BoxStream<'static, ImportId>, BusError> {
+        Ok(listen(self.changes.subscribe()).boxed())
+    }
+}
+
+/// What is broadcast from now on; a listener that is too slow loses the oldest.
+fn listen<T: Clone + Send + 'static>(listener: broadcast::Receiver<T>) -> impl Stream<Item = T> + Send + 'static {
+    stream::unfold(listener, |mut listener| async move {
+        loop {
+            match listener.recv().await {
+                Ok(message) => return Some((message, listener)),
+                Err(RecvError::Lagged(lost)) => debug!(lost, "a slow listener lost messages"),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    })
 }
 
 struct Queue<T> {

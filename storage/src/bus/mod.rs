@@ -131,4 +131,9 @@ pub trait Bus: Send + Sync {
     async fn report(&self, report: &ChunkReport) -> Result<(), BusError>;
     /// Listens to the reports of one import, from now on. A slow listener loses the oldest.
     async fn reports(&self, import: ImportId) -> Result<BoxStream<'static, ChunkReport>, BusError>;
+
+    /// Tells whoever watches that an import changed in the database; nobody may.
+    async fn changed(&self, import: ImportId) -> Result<(), BusError>;
+    /// Listens to the changes of all imports, from now on. A slow listener loses the oldest.
+    async fn changes(&self) -> Result<BoxStream<'static, ImportId>, BusError>;
 }

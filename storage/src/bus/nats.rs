@@ -9,7 +9,7 @@
 //! | `LONGSHORE_IMPORTS` | `longshore.jobs.import` | until acknowledged |
 //! | `LONGSHORE_CHUNKS` | `longshore.jobs.chunk` | until acknowledged |
 //!
-//! Reports go over core NATS, `longshore.reports.<import>`: nobody may listen. Whatever is missing, because NATS lost its
+//! Reports and changes go over core NATS, `longshore.reports.<import>` and `longshore.changes.<import>`: nobody may listen. Whatever is missing, because NATS lost its
 //! store, is made again by the next publish or pull. Messages carry no `Nats-Msg-Id`: a job that is published again was
 //! lost, and must not be taken for a duplicate.
 
@@ -89,6 +89,7 @@ pub struct NatsBus {
     client: Client,
     jetstream: JetStream,
     reports: String,
+    changes: String,
     /// Storage events of messages that told of more than was asked for.
     surplus: Mutex<VecDeque<Delivery<StorageEvent>>>,
 }
@@ -132,7 +133,8 @@ impl NatsBus {
             reason: format!("no connection can be set up: {error}"),
         })?;
         let jetstream = JetStream::new(client.clone(), endpoint, reconnected, &config);
-        Ok(Self { client, jetstream, reports: format!("{}.reports", config.prefix), surplus: Mutex::default() })
+        let (reports, changes) = (format!("{}.reports", config.prefix), format!("{}.changes", config.prefix));
+        Ok(Self { client, jetstream, reports, changes, surplus: Mutex::default() })
     }
 
     fn error(&self, reason: impl Into<String>) -> BusError {
@@ -216,6 +218,28 @@ impl NatsBus {
         }
     }
 
+    /// A message that nobody keeps.
+    async fn tell(&self, subject: String, body: Bytes) -> Result<(), BusError> {
+        match tokio::time::timeout(CALL_TIMEOUT, self.client.publish(subject, body)).await {
+            Ok(sent) => sent.map_err(|error| self.error(error.to_string())),
+            Err(_) => Err(self.error(format!("a message could not be sent within {CALL_TIMEOUT:?}"))),
+        }
+    }
+
+    /// A subscription that the server knows of once this answers.
+    async fn listen(&self, subject: String) -> Result<async_nats::Subscriber, BusError> {
+        let subscribe = async {
+            let subscriber = self.client.subscribe(subject).await.map_err(|error| self.error(error.to_string()))?;
+            // The server answers in order: after this one it knows the subscription.
+            self.jetstream.probe().await?;
+            Ok(subscriber)
+        };
+        match tokio::time::timeout(CALL_TIMEOUT, subscribe).await {
+            Ok(subscriber) => subscriber,
+            Err(_) => Err(self.error(format!("no subscription within {CALL_TIMEOUT:?}"))),
+        }
+    }
+
     fn take_surplus(&self, most: usize) -> Vec<Delivery<StorageEvent>> {
         let mut surplus = self.surplus.lock().unwrap_or_else(PoisonError::into_inner);
         let count = most.min(surplus.len());
@@ -277,26 +301,12 @@ impl Bus for NatsBus {
     }
 
     async fn report(&self, report: &ChunkReport) -> Result<(), BusError> {
-        let subject = format!("{}.{}", self.reports, report.job.import);
         let body = serde_json::to_vec(report).map_err(|error| self.error(error.to_string()))?;
-        match tokio::time::timeout(CALL_TIMEOUT, self.client.publish(subject, body.into())).await {
-            Ok(sent) => sent.map_err(|error| self.error(error.to_string())),
-            Err(_) => Err(self.error(format!("a report could not be sent within {CALL_TIMEOUT:?}"))),
-        }
+        self.tell(format!("{}.{}", self.reports, report.job.import), body.into()).await
     }
 
     async fn reports(&self, import: ImportId) -> Result<BoxStream<'static, ChunkReport>, BusError> {
-        let subject = format!("{}.{import}", self.reports);
-        let subscribe = async {
-            let subscriber = self.client.subscribe(subject).await.map_err(|error| self.error(error.to_string()))?;
-            // The server answers in order: after this one it knows the subscription.
-            self.jetstream.probe().await?;
-            Ok(subscriber)
-        };
-        let subscriber = match tokio::time::timeout(CALL_TIMEOUT, subscribe).await {
-            Ok(subscriber) => subscriber?,
-            Err(_) => return Err(self.error(format!("no subscription within {CALL_TIMEOUT:?}"))),
-        };
+        let subscriber = self.listen(format!("{}.{import}", self.reports)).await?;
         let reports = subscriber.filter_map(|message| async move {
             match serde_json::from_slice(&message.payload) {
                 Ok(report) => Some(report),
@@ -307,6 +317,16 @@ impl Bus for NatsBus {
             }
         });
         Ok(reports.boxed())
+    }
+
+    async fn changed(&self, import: ImportId) -> Result<(), BusError> {
+        self.tell(format!("{}.{import}", self.changes), Bytes::new()).await
+    }
+
+    async fn changes(&self) -> Result<BoxStream<'static, ImportId>, BusError> {
+        let subscriber = self.listen(format!("{}.*", self.changes)).await?;
+        let import = |subject: &str| subject.rsplit('.').next()?.parse().ok();
+        Ok(subscriber.filter_map(move |message| std::future::ready(import(&message.subject))).boxed())
     }
 }
 

@@ -68,6 +68,8 @@ pub mod imports {
         pub rows_per_second: Option<f64>,
         /// Seconds to go.
         pub eta_seconds: Option<f64>,
+        /// The attempt that the last retry began.
+        pub retried_attempt: Option<i32>,
     }
 
     /// None.
@@ -118,6 +120,30 @@ pub mod chunks {
         pub claims: i32,
         /// When the claim runs out.
         pub claim_until_ms: i64,
+    }
+
+    /// None.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// `longshore_idempotency_keys`: which import a key belongs to.
+pub mod idempotency_keys {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "longshore_idempotency_keys")]
+    pub struct Model {
+        /// As the client sent it.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub key: String,
+        /// The import that was made under it.
+        pub import_id: Uuid,
+        /// Of the request that made it.
+        pub fingerprint: String,
     }
 
     /// None.

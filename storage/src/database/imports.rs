@@ -1,4 +1,4 @@
-//! Imports: create, read, list, start, and the records that owners work with.
+//! Imports: read, list, start, expire, and the records that owners work with.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use longshore_domain::{
 use super::entity::imports::{ActiveModel, Column, Entity, Model};
 use super::{Database, DatabaseError, signed, time, unsigned};
 
-/// What is stored when an import is asked for.
+/// What is stored when an import is asked for; see [`Database::create`].
 #[derive(Debug, Clone)]
 pub struct NewImport {
     /// Its id.
@@ -169,6 +169,32 @@ pub(super) fn write_json<T: serde::Serialize>(what: &str, value: &T) -> Result<S
     serde_json::to_string(value).map_err(|error| DatabaseError::corrupt(what, error))
 }
 
+/// The row of a new import.
+pub(super) fn row_of(new: &NewImport) -> Result<ActiveModel, DatabaseError> {
+    Ok(ActiveModel {
+        id: ActiveValue::Set(new.id.0),
+        version: ActiveValue::Set(1),
+        state: ActiveValue::Set(ImportState::AwaitingUpload.as_str().into()),
+        attempt: ActiveValue::Set(1),
+        epoch: ActiveValue::Set(0),
+        lease_owner: ActiveValue::Set(None),
+        lease_until_ms: ActiveValue::Set(0),
+        trigger: ActiveValue::Set(None),
+        request: ActiveValue::Set(write_json("request", &new.request)?),
+        table_name: ActiveValue::Set(new.request.destination.table.to_string()),
+        object_key: ActiveValue::Set(new.object_key.clone()),
+        url_expires_ms: ActiveValue::Set(new.url_expires_at.timestamp_millis()),
+        created_ms: ActiveValue::Set(Utc::now().timestamp_millis()),
+        scan_done: ActiveValue::Set(false),
+        bytes_done: ActiveValue::Set(0),
+        rows_read: ActiveValue::Set(0),
+        rows_rejected: ActiveValue::Set(0),
+        chunks_total: ActiveValue::Set(0),
+        chunks_done: ActiveValue::Set(0),
+        ..Default::default()
+    })
+}
+
 /// What a listing asks for.
 #[derive(Debug, Clone, Default)]
 pub struct ImportFilter {
@@ -201,37 +227,6 @@ pub struct AwaitingImport {
 }
 
 impl Database {
-    /// Stores a new import, awaiting its upload.
-    ///
-    /// # Errors
-    /// [`DatabaseError`]
-    pub async fn create(&self, new: &NewImport) -> Result<ImportRecord, DatabaseError> {
-        let row = ActiveModel {
-            id: ActiveValue::Set(new.id.0),
-            version: ActiveValue::Set(1),
-            state: ActiveValue::Set(ImportState::AwaitingUpload.as_str().into()),
-            attempt: ActiveValue::Set(1),
-            epoch: ActiveValue::Set(0),
-            lease_owner: ActiveValue::Set(None),
-            lease_until_ms: ActiveValue::Set(0),
-            trigger: ActiveValue::Set(None),
-            request: ActiveValue::Set(write_json("request", &new.request)?),
-            table_name: ActiveValue::Set(new.request.destination.table.to_string()),
-            object_key: ActiveValue::Set(new.object_key.clone()),
-            url_expires_ms: ActiveValue::Set(new.url_expires_at.timestamp_millis()),
-            created_ms: ActiveValue::Set(Utc::now().timestamp_millis()),
-            scan_done: ActiveValue::Set(false),
-            bytes_done: ActiveValue::Set(0),
-            rows_read: ActiveValue::Set(0),
-            rows_rejected: ActiveValue::Set(0),
-            chunks_total: ActiveValue::Set(0),
-            chunks_done: ActiveValue::Set(0),
-            ..Default::default()
-        };
-        let _turn = self.turn().await;
-        ImportRecord::read(Entity::insert(row).exec_with_returning(&self.connection).await?)
-    }
-
     /// One import.
     ///
     /// # Errors

@@ -224,7 +224,7 @@ impl Database {
     }
 }
 
-fn clear_counters(update: UpdateMany<Entity>) -> UpdateMany<Entity> {
+pub(super) fn clear_counters(update: UpdateMany<Entity>) -> UpdateMany<Entity> {
     let zeroed = [Column::BytesDone, Column::RowsRead, Column::RowsRejected, Column::ChunksTotal, Column::ChunksDone];
     zeroed
         .into_iter()

@@ -5,6 +5,7 @@
 //! database's own clock (invariant 11).
 
 mod chunks;
+mod clients;
 mod entity;
 mod imports;
 mod lease;
@@ -18,11 +19,11 @@ use sea_orm::sea_query::{Expr, SimpleExpr};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DbErr, Statement, TransactionTrait,
 };
-use sea_orm_migration::MigratorTrait;
 
 use crate::destination::gate::WriteGate;
 
 pub use chunks::{ChunkClaim, ChunkRecord, NewChunk, OpenChunk};
+pub use clients::{Cancelled, Created, IdempotencyKey, Retried};
 pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};
 pub use lease::Change;
 
@@ -118,7 +119,7 @@ impl Database {
             let lock = format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
             transaction.execute_raw(Statement::from_string(self.backend(), lock)).await?;
         }
-        schema::Migrator::up(&transaction, None).await?;
+        schema::migrate(&transaction).await?;
         transaction.commit().await?;
         Ok(())
     }

@@ -1,11 +1,59 @@
-//! Migrations of the control tables. Only ever add: an older version may run beside a newer one.
+//! Migrations of the control tables. Only ever add: an older version may run, and start, beside a newer one
+//! (`docs/upgrades.md`).
+//!
+//! sea-orm's own migrator refuses to start where the database knows a migration that the program does not: a node of the
+//! older version that is started again during an upgrade would never come up. So the migrator's table keeps the first
+//! migration only, and every later step is applied and recorded here, in `longshore_schema`, where unknown steps are
+//! passed over.
 
-use sea_orm::sea_query::{Alias, ColumnDef, Index, IntoIden, Table};
+use sea_orm::sea_query::{Alias, ColumnDef, Expr, ExprTrait, Index, IntoIden, Query, Table};
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use sea_orm_migration::prelude::{DbErr, MigrationName, MigrationTrait, MigratorTrait, SchemaManager};
 use sea_orm_migration::sea_orm::DynIden;
 
-/// All migrations, in order.
-pub struct Migrator;
+/// Where steps behind the first are recorded.
+const RECORD: &str = "longshore_schema";
+
+/// The steps behind the first migration, in order. Each adds, and what it adds an older version can leave out.
+fn steps() -> Vec<Box<dyn MigrationTrait>> {
+    vec![Box::new(M0002Clients)]
+}
+
+/// Applies what is missing, in the caller's transaction and under its lock.
+///
+/// # Errors
+/// What the database says.
+pub async fn migrate(transaction: &DatabaseTransaction) -> Result<(), DbErr> {
+    Migrator::up(transaction, None).await?;
+    let record = Table::create()
+        .table(Alias::new(RECORD))
+        .if_not_exists()
+        .col(column("step").text().not_null().primary_key())
+        .to_owned();
+    transaction.execute(&record).await?;
+    for step in steps() {
+        let known = Query::select()
+            .column(Alias::new("step"))
+            .from(Alias::new(RECORD))
+            .and_where(Expr::col(Alias::new("step")).eq(step.name()))
+            .to_owned();
+        if transaction.query_one(&known).await?.is_some() {
+            continue;
+        }
+        step.up(&SchemaManager::new(transaction)).await?;
+        let applied = Query::insert()
+            .into_table(Alias::new(RECORD))
+            .columns([Alias::new("step")])
+            .values_panic([step.name().into()])
+            .to_owned();
+        transaction.execute(&applied).await?;
+        tracing::info!(step = step.name(), "the control database was migrated");
+    }
+    Ok(())
+}
+
+/// The first migration.
+struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
@@ -118,5 +166,41 @@ impl MigrationTrait for M0001Spine {
             manager.drop_table(Table::drop().table(Alias::new(table)).if_exists().to_owned()).await?;
         }
         Ok(())
+    }
+}
+
+/// What clients ask for behind a create: idempotency keys, retries, listings of one table.
+struct M0002Clients;
+
+impl MigrationName for M0002Clients {
+    fn name(&self) -> &str {
+        "m0002_clients"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for M0002Clients {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let imports = Alias::new("longshore_imports");
+        // Nullable: the version before inserts rows without it.
+        let retried =
+            Table::alter().table(imports.clone()).add_column(column("retried_attempt").integer().null()).to_owned();
+        manager.alter_table(retried).await?;
+        let by_table = Index::create()
+            .name("longshore_imports_by_table")
+            .table(imports)
+            .if_not_exists()
+            .col(Alias::new("table_name"))
+            .col(Alias::new("id"))
+            .to_owned();
+        manager.create_index(by_table).await?;
+        let keys = Table::create()
+            .table(Alias::new("longshore_idempotency_keys"))
+            .if_not_exists()
+            .col(column("key").text().not_null().primary_key())
+            .col(column("import_id").uuid().not_null())
+            .col(column("fingerprint").text().not_null())
+            .to_owned();
+        manager.create_table(keys).await
     }
 }

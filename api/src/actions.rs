@@ -1,0 +1,132 @@
+//! What a client does with its import: complete, a fresh URL, cancel, retry. Each answers with the import; a state that
+//! forbids the call is a `409`, and a call that took effect before is answered as it was then.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use longshore_domain::{ChunkIndex, ImportId, ImportState, ProblemKind, Trigger};
+use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, ImportJob};
+use longshore_storage::database::{Cancelled, ImportRecord, Retried};
+use longshore_storage::start::{StartOutcome, start_import};
+
+use crate::ApiState;
+use crate::body::Nothing;
+use crate::error::ApiError;
+use crate::imports::{find, fresh_upload, resource, resource_with_upload};
+
+fn wrong_state(detail: String) -> ApiError {
+    ApiError::new(ProblemKind::WrongState, detail)
+}
+
+async fn accepted(state: &ApiState, id: &str) -> Result<Response, ApiError> {
+    let record = find(state, id).await?;
+    Ok((StatusCode::ACCEPTED, Json(resource(state, &record)?)).into_response())
+}
+
+/// `POST /v1/imports/{id}/complete`
+///
+/// # Errors
+/// [`ApiError`]; a `409` where no object is at its key, or the import ended without one.
+pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+    let record = find(&state, &id).await?;
+    let ApiState { database, objects, bus, .. } = &state;
+    match start_import(database, &**objects, &**bus, record.id, Trigger::Complete).await? {
+        StartOutcome::Unknown => return Err(ApiError::no_such_import(&id)),
+        StartOutcome::NoObject => return Err(no_object(&record, "upload the file, then call this again")),
+        StartOutcome::Before(ended @ (ImportState::Expired | ImportState::Cancelled)) => {
+            return Err(wrong_state(format!("the import is {ended}; ask for a new one")));
+        }
+        StartOutcome::Started | StartOutcome::Before(_) => {}
+    }
+    accepted(&state, &id).await
+}
+
+fn no_object(record: &ImportRecord, advice: &str) -> ApiError {
+    ApiError::new(ProblemKind::NoObject, format!("no object is at {}; {advice}", record.object_key))
+}
+
+/// `POST /v1/imports/{id}/upload`: a fresh URL while the import awaits its file.
+///
+/// # Errors
+/// [`ApiError`]
+pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+    let record = find(&state, &id).await?;
+    match fresh_upload(&state, &record).await? {
+        Some(upload) => Ok(Json(resource_with_upload(&state, &record, Some(&upload))?).into_response()),
+        None => {
+            let now = find(&state, &id).await?.state;
+            Err(wrong_state(format!("the import is {now}; only one that awaits its file gets a fresh URL")))
+        }
+    }
+}
+
+/// `POST /v1/imports/{id}/cancel`
+///
+/// # Errors
+/// [`ApiError`]; a `409` where it comes too late, or there is nothing to cancel.
+pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+    let import = find(&state, &id).await?.id;
+    match state.database.cancel(import).await? {
+        Cancelled::Unknown => return Err(ApiError::no_such_import(&id)),
+        Cancelled::WrongState(ImportState::Publishing) => {
+            return Err(wrong_state("the import is publishing: the cancel came too late".into()));
+        }
+        Cancelled::WrongState(now) => {
+            return Err(wrong_state(format!("the import is {now}: nothing is left to cancel")));
+        }
+        Cancelled::Before => {}
+        Cancelled::Now => {
+            tracing::info!(import_id = %import, "import cancelled");
+            tell_owner(&state, import).await;
+        }
+    }
+    accepted(&state, &id).await
+}
+
+/// `POST /v1/imports/{id}/retry`
+///
+/// # Errors
+/// [`ApiError`]; a `409` where it did not fail, or its object is gone.
+pub async fn retry(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+    let record = find(&state, &id).await?;
+    if record.state == ImportState::Failed && state.objects.head(&record.object_key).await?.is_none() {
+        return Err(no_object(&record, "there is nothing to retry; ask for a new import"));
+    }
+    match state.database.retry(record.id).await? {
+        Retried::Unknown => return Err(ApiError::no_such_import(&id)),
+        Retried::WrongState(now) => {
+            return Err(wrong_state(format!("the import is {now}; only a failed one can be retried")));
+        }
+        Retried::Before => {}
+        Retried::Now => {
+            tracing::info!(import_id = %record.id, "import retried");
+            tell_owner(&state, record.id).await;
+        }
+    }
+    accepted(&state, &id).await
+}
+
+/// Hints that an import changed: to its owner, where it has one, to nodes that may become it, and to whoever watches. None of
+/// them is needed: owners look every second, ownerless imports are found every two.
+async fn tell_owner(state: &ApiState, import: ImportId) {
+    let bus = &state.bus;
+    let report = match state.database.import(import).await {
+        Ok(Some(ImportRecord { attempt, epoch, .. })) => {
+            let job = ChunkJob { import, attempt, epoch, chunk: ChunkIndex(0) };
+            Some(ChunkReport { job, outcome: ChunkOutcome::Changed })
+        }
+        _ => None,
+    };
+    let told = async {
+        if let Some(report) = &report {
+            bus.report(report).await?;
+        }
+        bus.changed(import).await?;
+        bus.publish_import(&ImportJob { import }).await
+    };
+    if let Err(error) = told.await {
+        tracing::debug!(import_id = %import, %error, "nobody was told of the change; it is found in the database");
+    }
+}

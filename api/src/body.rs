@@ -1,0 +1,83 @@
+//! Request bodies: bounded in size and in time.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{FromRequest, Request};
+
+use longshore_domain::ProblemKind;
+
+use crate::ApiState;
+use crate::error::ApiError;
+
+/// The largest request body in bytes: thousands of columns fit.
+pub const BODY_LIMIT: usize = 2 * 1024 * 1024;
+/// How long a body may take to arrive.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A body that was read to its end.
+pub struct Whole(pub Bytes);
+
+impl FromRequest<ApiState> for Whole {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &ApiState) -> Result<Self, ApiError> {
+        Ok(Self(read(request.into_body(), BODY_LIMIT).await?))
+    }
+}
+
+/// The body of a call that takes none: nothing, or an empty object. What somebody sent is not passed over in silence.
+pub struct Nothing;
+
+impl FromRequest<ApiState> for Nothing {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &ApiState) -> Result<Self, ApiError> {
+        let body = read(request.into_body(), BODY_LIMIT).await?;
+        let empty = body.is_empty()
+            || serde_json::from_slice(&body)
+                .is_ok_and(|value| matches!(value, serde_json::Value::Object(keys) if keys.is_empty()));
+        if empty {
+            return Ok(Self);
+        }
+        Err(ApiError::new(ProblemKind::BadRequest, "this call takes no body, or an empty object"))
+    }
+}
+
+async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => {
+            let too_large =
+                std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
+            Err(if too_large {
+                ApiError::new(ProblemKind::TooLarge, format!("the body is larger than {limit} bytes"))
+            } else {
+                ApiError::new(ProblemKind::BadRequest, "the body did not arrive whole")
+            })
+        }
+        Err(_) => {
+            let detail = format!("the body did not arrive within {} s", BODY_PATIENCE.as_secs());
+            Err(ApiError::new(ProblemKind::RequestTimeout, detail))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn status_of(body: Body) -> Option<u16> {
+        read(body, 8).await.err().map(|error| error.0.status)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_bounded_in_size_and_time() {
+        assert_eq!(status_of(Body::from("12345678")).await, None);
+        assert_eq!(status_of(Body::from("123456789")).await, Some(413));
+        let never = futures::stream::pending::<Result<Bytes, std::io::Error>>();
+        assert_eq!(status_of(Body::from_stream(never)).await, Some(408));
+        let broken = futures::stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
+        assert_eq!(status_of(Body::from_stream(broken)).await, Some(400));
+    }
+}
