@@ -12,9 +12,11 @@ use longshore_storage::database::{Cancelled, ImportRecord, Retried};
 use longshore_storage::start::{StartOutcome, start_import};
 
 use crate::ApiState;
+use crate::answers::ImportAnswer;
 use crate::body::Nothing;
 use crate::error::ApiError;
-use crate::imports::{find, fresh_upload, resource, resource_with_upload};
+use crate::imports::{find, fresh_upload};
+use crate::openapi::{BadRequest, NotFound, RequestTimeout, TooLarge, Unavailable, WrongState};
 
 fn wrong_state(detail: String) -> ApiError {
     ApiError::new(ProblemKind::WrongState, detail)
@@ -22,13 +24,23 @@ fn wrong_state(detail: String) -> ApiError {
 
 async fn accepted(state: &ApiState, id: &str) -> Result<Response, ApiError> {
     let record = find(state, id).await?;
-    Ok((StatusCode::ACCEPTED, Json(resource(state, &record)?)).into_response())
+    Ok((StatusCode::ACCEPTED, Json(ImportAnswer::of(state, &record))).into_response())
 }
 
 /// `POST /v1/imports/{id}/complete`
 ///
 /// # Errors
 /// [`ApiError`]; a `409` where no object is at its key, or the import ended without one.
+#[utoipa::path(
+    post,
+    path = "/v1/imports/{id}/complete",
+    tag = "actions",
+    params(("id" = ImportId, Path, description = "The import's id")),
+    responses(
+        (status = ACCEPTED, description = "The file is there: the import starts", body = ImportAnswer),
+        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+    ),
+)]
 pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     let ApiState { database, objects, bus, .. } = &state;
@@ -51,10 +63,20 @@ fn no_object(record: &ImportRecord, advice: &str) -> ApiError {
 ///
 /// # Errors
 /// [`ApiError`]
+#[utoipa::path(
+    post,
+    path = "/v1/imports/{id}/upload",
+    tag = "actions",
+    params(("id" = ImportId, Path, description = "The import's id")),
+    responses(
+        (status = OK, description = "A fresh URL for an import that awaits its file", body = ImportAnswer),
+        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+    ),
+)]
 pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     match fresh_upload(&state, &record).await? {
-        Some(upload) => Ok(Json(resource_with_upload(&state, &record, Some(&upload))?).into_response()),
+        Some(upload) => Ok(Json(ImportAnswer::of(&state, &record).with_upload(Some(&upload))).into_response()),
         None => {
             let now = find(&state, &id).await?.state;
             Err(wrong_state(format!("the import is {now}; only one that awaits its file gets a fresh URL")))
@@ -66,6 +88,16 @@ pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: No
 ///
 /// # Errors
 /// [`ApiError`]; a `409` where it comes too late, or there is nothing to cancel.
+#[utoipa::path(
+    post,
+    path = "/v1/imports/{id}/cancel",
+    tag = "actions",
+    params(("id" = ImportId, Path, description = "The import's id")),
+    responses(
+        (status = ACCEPTED, description = "Nothing of the import will stay in the destination", body = ImportAnswer),
+        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+    ),
+)]
 pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
     let import = find(&state, &id).await?.id;
     match state.database.cancel(import).await? {
@@ -89,6 +121,16 @@ pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: No
 ///
 /// # Errors
 /// [`ApiError`]; a `409` where it did not fail, or its object is gone.
+#[utoipa::path(
+    post,
+    path = "/v1/imports/{id}/retry",
+    tag = "actions",
+    params(("id" = ImportId, Path, description = "The import's id")),
+    responses(
+        (status = ACCEPTED, description = "A failed import is tried again from its object", body = ImportAnswer),
+        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+    ),
+)]
 pub async fn retry(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     if record.state == ImportState::Failed && state.objects.head(&record.object_key).await?.is_none() {

@@ -18,8 +18,10 @@ use longshore_domain::{ImportId, ProblemKind};
 use longshore_storage::database::ImportRecord;
 
 use crate::ApiState;
+use crate::answers::ImportAnswer;
 use crate::error::ApiError;
-use crate::imports::{find, resource};
+use crate::imports::find;
+use crate::openapi::{NotFound, Unavailable};
 use crate::watch::Watch;
 
 /// Between two comments on a quiet stream, so that proxies and dead peers are noticed.
@@ -31,6 +33,17 @@ const RECONNECT: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// [`ApiError`]; a `503` where too many watch already.
+#[utoipa::path(
+    get,
+    path = "/v1/imports/{id}/events",
+    tag = "parts",
+    params(("id" = ImportId, Path, description = "The import's id"), ("last-event-id" = Option<String>, Header, description = "The id of the last event that was seen")),
+    responses(
+        (status = OK, description = "Server-Sent Events: `import`, with the resource, for each change, until it is done", content_type = "text/event-stream", body = String),
+        (status = NO_CONTENT, description = "It is done, and the last event was seen: nothing more will come"),
+        NotFound, Unavailable,
+    ),
+)]
 pub async fn events(
     State(state): State<ApiState>,
     Path(id): Path<String>,
@@ -99,6 +112,6 @@ fn changes(
 }
 
 fn event_of(state: &ApiState, record: &ImportRecord) -> Option<Event> {
-    let data = resource(state, record).ok()?.to_string();
+    let data = serde_json::to_string(&ImportAnswer::of(state, record)).ok()?;
     Some(Event::default().event("import").id(record.version.to_string()).retry(RECONNECT).data(data))
 }

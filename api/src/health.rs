@@ -8,19 +8,64 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::ApiState;
 
 /// How long a dependency may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The process answers.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Live {
+    /// Always `ok`.
+    #[schema(value_type = String, example = "ok")]
+    status: &'static str,
+}
+
+/// Whether the process can do its work.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Ready {
+    /// `ready` or `unavailable`.
+    #[schema(value_type = String, example = "ready")]
+    status: &'static str,
+    /// By name: `database`, `destination`, `objects`, `bus`.
+    #[schema(value_type = BTreeMap<String, Dependency>)]
+    dependencies: BTreeMap<&'static str, Dependency>,
+}
+
+/// How a dependency answers.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Dependency {
+    ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    detail: Option<String>,
+}
+
 /// `GET /healthz`: the process answers.
-pub async fn live() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "service",
+    responses((status = OK, description = "The process answers", body = Live)),
+)]
+pub async fn live() -> Json<Live> {
+    Json(Live { status: "ok" })
 }
 
 /// `GET /readyz`: every dependency answers.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "service",
+    responses(
+        (status = OK, description = "Every dependency answers", body = Ready),
+        (status = SERVICE_UNAVAILABLE, description = "One does not; it is named", body = Ready),
+    ),
+)]
 pub async fn ready(State(state): State<ApiState>) -> Response {
     let (database, destination, objects, bus) = futures::join!(
         check(state.database.check()),
@@ -31,16 +76,13 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
     let checks =
         BTreeMap::from([("database", database), ("destination", destination), ("objects", objects), ("bus", bus)]);
     let ready = checks.values().all(Result::is_ok);
-    let dependencies: BTreeMap<_, _> = checks
+    let dependencies = checks
         .into_iter()
-        .map(|(name, check)| match check {
-            Ok(()) => (name, json!({"ready": true})),
-            Err(detail) => (name, json!({"ready": false, "detail": detail})),
-        })
+        .map(|(name, check)| (name, Dependency { ready: check.is_ok(), detail: check.err() }))
         .collect();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let word = if ready { "ready" } else { "unavailable" };
-    (status, Json(json!({"status": word, "dependencies": dependencies}))).into_response()
+    let (code, status) =
+        if ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
+    (code, Json(Ready { status, dependencies })).into_response()
 }
 
 async fn check<E: std::fmt::Display>(answer: impl Future<Output = Result<(), E>>) -> Result<(), String> {

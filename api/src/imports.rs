@@ -7,18 +7,19 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use longshore_domain::import::format_time;
-use longshore_domain::{CreateRequest, FieldError, ImportId, ImportState, Problem, ProblemKind};
+use longshore_domain::{CreateRequest, FieldError, Import, ImportId, ImportState, Problem, ProblemKind};
 use longshore_storage::database::{Created, ImportFilter, ImportRecord, NewImport};
 use longshore_storage::objects::{PresignedPut, PutTerms};
 use longshore_storage::start::object_key;
 
 use crate::ApiState;
+use crate::answers::{ImportAnswer, Page, page};
 use crate::body::Whole;
 use crate::error::ApiError;
 use crate::idempotency::idempotency_key;
+use crate::openapi::{BadRequest, KeyReused, NotFound, RequestTimeout, TooLarge, Unavailable};
 
 /// Items of a listing when the request says nothing.
 const DEFAULT_LIMIT: u64 = 50;
@@ -29,6 +30,18 @@ const MAX_LIMIT: u64 = 1000;
 ///
 /// # Errors
 /// [`ApiError`]
+#[utoipa::path(
+    post,
+    path = "/v1/imports",
+    tag = "imports",
+    params(("idempotency-key" = Option<String>, Header, min_length = 1, max_length = 255, description = "The same request may be sent again under it")),
+    request_body(content = CreateRequest, content_type = "application/json"),
+    responses(
+        (status = CREATED, description = "A new import", body = ImportAnswer, headers(("location" = String, description = "Its path"))),
+        (status = OK, description = "The import that an equal request made under this key", body = ImportAnswer, headers(("location" = String, description = "Its path"))),
+        BadRequest, RequestTimeout, TooLarge, KeyReused, Unavailable,
+    ),
+)]
 pub async fn create(
     State(state): State<ApiState>,
     headers: HeaderMap,
@@ -59,8 +72,8 @@ pub async fn create(
     };
     let location = HeaderValue::from_str(&format!("/v1/imports/{}", record.id))
         .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
-    let resource = resource_with_upload(&state, &record, upload.as_ref())?;
-    Ok((status, [(header::LOCATION, location)], Json(resource)).into_response())
+    let answer = ImportAnswer::of(&state, &record).with_upload(upload.as_ref());
+    Ok((status, [(header::LOCATION, location)], Json(answer)).into_response())
 }
 
 fn terms_of(request: &CreateRequest) -> PutTerms {
@@ -90,30 +103,6 @@ fn check_size(request: &CreateRequest, most: u64) -> Result<(), ApiError> {
     }
 }
 
-fn upload_json(upload: &PresignedPut) -> Value {
-    let headers: BTreeMap<&str, &str> =
-        upload.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    json!({"method": "PUT", "url": upload.url, "headers": headers, "expires_at": format_time(upload.expires_at)})
-}
-
-pub(crate) fn resource(state: &ApiState, record: &ImportRecord) -> Result<Value, ApiError> {
-    serde_json::to_value(record.to_resource(state.objects.bucket()))
-        .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))
-}
-
-/// The import, and where it awaits its file, how to upload it.
-pub(crate) fn resource_with_upload(
-    state: &ApiState,
-    record: &ImportRecord,
-    upload: Option<&PresignedPut>,
-) -> Result<Value, ApiError> {
-    let mut resource = resource(state, record)?;
-    if let Some(upload) = upload {
-        resource["upload"] = upload_json(upload);
-    }
-    Ok(resource)
-}
-
 /// The import of a path, or a 404.
 pub(crate) async fn find(state: &ApiState, id: &str) -> Result<ImportRecord, ApiError> {
     let Ok(parsed) = id.parse::<ImportId>() else { return Err(ApiError::no_such_import(id)) };
@@ -124,6 +113,22 @@ pub(crate) async fn find(state: &ApiState, id: &str) -> Result<ImportRecord, Api
 ///
 /// # Errors
 /// [`ApiError`]
+#[utoipa::path(
+    get,
+    path = "/v1/imports/{id}",
+    tag = "imports",
+    params(("id" = ImportId, Path, description = "The import's id"), ("if-none-match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses(
+        (
+            status = OK,
+            description = "The import",
+            body = ImportAnswer,
+            headers(("etag" = String, description = "Of this state"), ("retry-after" = Option<u32>, description = "Seconds until the next poll is worth while; while it is not done")),
+        ),
+        (status = NOT_MODIFIED, description = "It has not changed"),
+        NotFound, Unavailable,
+    ),
+)]
 pub async fn read(
     State(state): State<ApiState>,
     Path(id): Path<String>,
@@ -138,7 +143,7 @@ pub async fn read(
     let mut response = if is_known {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        Json(resource(&state, &record)?).into_response()
+        Json(ImportAnswer::of(&state, &record)).into_response()
     };
     let etag = HeaderValue::from_str(&etag).map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
     response.headers_mut().insert(header::ETAG, etag);
@@ -178,25 +183,23 @@ pub(crate) fn limit(parameters: &BTreeMap<String, String>) -> Result<u64, ApiErr
         .ok_or_else(|| ApiError::bad_parameter("limit", format!("must be a whole number from 1 to {MAX_LIMIT}")))
 }
 
-/// A page: `{"items": […], "next_cursor": …}`. One item more than `limit` was read to know whether there is a next page.
-pub(crate) fn page<T>(
-    mut items: Vec<T>,
-    limit: u64,
-    cursor: impl Fn(&T) -> String,
-    show: impl Fn(&T) -> Result<Value, ApiError>,
-) -> Result<Json<Value>, ApiError> {
-    let more = items.len() as u64 > limit;
-    items.truncate(limit as usize);
-    let next_cursor = if more { items.last().map(cursor) } else { None };
-    let items = items.iter().map(show).collect::<Result<Vec<_>, _>>()?;
-    Ok(Json(json!({"items": items, "next_cursor": next_cursor})))
-}
-
 /// `GET /v1/imports`
 ///
 /// # Errors
 /// [`ApiError`]
-pub async fn list(State(state): State<ApiState>, RawQuery(query): RawQuery) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(
+    get,
+    path = "/v1/imports",
+    tag = "imports",
+    params(
+        ("state" = Option<ImportState>, Query, description = "Only those in this state"),
+        ("table" = Option<String>, Query, description = "Only those into this table, as the requests name it"),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 1000, description = "Items at most; 50 when left out"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = OK, description = "Imports, newest first", body = Page<Import>), BadRequest, Unavailable),
+)]
+pub async fn list(State(state): State<ApiState>, RawQuery(query): RawQuery) -> Result<Json<Page<Import>>, ApiError> {
     let parameters = parameters(query.as_deref(), &["state", "table", "limit", "cursor"])?;
     let limit = limit(&parameters)?;
     let filter = ImportFilter {
@@ -219,7 +222,8 @@ pub async fn list(State(state): State<ApiState>, RawQuery(query): RawQuery) -> R
             .transpose()?,
     };
     let records = state.database.imports(&filter, limit + 1).await?;
-    page(records, limit, |record| record.id.to_string(), |record| resource(&state, record))
+    let show = |record: &ImportRecord| record.to_resource(state.objects.bucket());
+    Ok(page(records, limit, |record| record.id.to_string(), show))
 }
 
 #[cfg(test)]
@@ -237,13 +241,5 @@ mod tests {
             let parameters = BTreeMap::from([("limit".to_owned(), bad.to_owned())]);
             assert_eq!(limit(&parameters).unwrap_err().0.status, 400, "{bad}");
         }
-    }
-
-    #[test]
-    fn a_page_knows_whether_there_is_a_next_one() {
-        let show = |n: &i32| Ok(json!(n));
-        let page_of = |items: Vec<i32>| page(items, 2, |n| n.to_string(), show).unwrap().0;
-        assert_eq!(page_of(vec![1, 2, 3]), json!({"items": [1, 2], "next_cursor": "2"}));
-        assert_eq!(page_of(vec![1, 2]), json!({"items": [1, 2], "next_cursor": null}));
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! - [`server`]: the socket, and what a client may ask of it at most.
 //! - [`error`], [`body`]: every error as `application/problem+json`; bodies, bounded.
+//! - [`answers`], [`openapi`]: what is answered, and the document that says so.
 //! - [`imports`], [`idempotency`]: create, read, list.
 //! - [`actions`]: complete, fresh URL, cancel, retry.
 //! - [`parts`]: chunks and rejects of an import.
@@ -10,12 +11,14 @@
 //! - [`health`]: liveness and readiness.
 
 pub mod actions;
+pub mod answers;
 pub mod body;
 pub mod error;
 pub mod events;
 pub mod health;
 pub mod idempotency;
 pub mod imports;
+pub mod openapi;
 pub mod parts;
 pub mod server;
 pub mod watch;
@@ -23,8 +26,11 @@ pub mod watch;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use longshore_storage::bus::Bus;
 use longshore_storage::database::Database;
@@ -46,6 +52,8 @@ pub struct ApiState {
     pub destination: Arc<dyn Destination>,
     /// Who watches which import.
     pub watchers: Watchers,
+    /// The OpenAPI document as JSON.
+    document: Bytes,
 }
 
 impl ApiState {
@@ -59,33 +67,40 @@ impl ApiState {
         stop: CancellationToken,
     ) -> Self {
         let watchers = Watchers::start(database.clone(), Arc::clone(&bus), stop);
-        Self { database, objects, bus, destination, watchers }
+        Self { database, objects, bus, destination, watchers, document: Bytes::new() }
     }
 }
 
 /// The whole API.
 pub fn router(state: ApiState) -> Router {
-    Router::new()
-        .route("/v1/imports", post(imports::create).get(imports::list))
-        .route("/v1/imports/{id}", get(imports::read))
-        .route("/v1/imports/{id}/complete", post(actions::complete))
-        .route("/v1/imports/{id}/upload", post(actions::upload))
-        .route("/v1/imports/{id}/cancel", post(actions::cancel))
-        .route("/v1/imports/{id}/retry", post(actions::retry))
-        .route("/v1/imports/{id}/chunks", get(parts::chunks))
-        .route("/v1/imports/{id}/rejects", get(parts::rejects))
-        .route("/v1/imports/{id}/events", get(events::events))
-        .merge(health_router_of())
-        .fallback(error::no_such_path)
-        .method_not_allowed_fallback(error::method_not_allowed)
-        .with_state(state)
+    let (routes, document) = routes().split_for_parts();
+    // A document always serialises: it holds nothing but strings and numbers.
+    let state = ApiState { document: serde_json::to_vec(&document).unwrap_or_default().into(), ..state };
+    routes.fallback(error::no_such_path).method_not_allowed_fallback(error::method_not_allowed).with_state(state)
+}
+
+/// What is routed, and with it what is documented.
+fn routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::with_openapi(openapi::Api::openapi())
+        .routes(routes!(imports::create, imports::list))
+        .routes(routes!(imports::read))
+        .routes(routes!(actions::complete))
+        .routes(routes!(actions::upload))
+        .routes(routes!(actions::cancel))
+        .routes(routes!(actions::retry))
+        .routes(routes!(parts::chunks))
+        .routes(routes!(parts::rejects))
+        .routes(routes!(events::events))
+        .routes(routes!(openapi::document))
+        .merge(health_routes())
 }
 
 /// Only liveness and readiness, for a worker.
 pub fn health_router(state: ApiState) -> Router {
-    health_router_of().fallback(error::no_such_path).with_state(state)
+    let (routes, _) = health_routes().split_for_parts();
+    routes.fallback(error::no_such_path).with_state(state)
 }
 
-fn health_router_of() -> Router<ApiState> {
-    Router::new().route("/healthz", get(health::live)).route("/readyz", get(health::ready))
+fn health_routes() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new().routes(routes!(health::live)).routes(routes!(health::ready))
 }

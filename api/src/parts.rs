@@ -1,5 +1,7 @@
 //! Chunks and rejects of an import.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
@@ -7,17 +9,17 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
-use serde_json::{Value, json};
 
-use longshore_domain::reject::RECORD_LISTED;
-use longshore_domain::{ChunkIndex, Reject, RowNumber};
+use longshore_domain::{Chunk, ChunkIndex, ImportId, RowNumber};
 use longshore_parse::RejectsCsv;
 use longshore_parse::columns::REJECT_COLUMNS;
-use longshore_storage::database::ImportRecord;
+use longshore_storage::database::{ChunkRecord, ImportRecord};
 
 use crate::ApiState;
+use crate::answers::{Page, RejectAnswer, page};
 use crate::error::ApiError;
-use crate::imports::{find, limit, page, parameters};
+use crate::imports::{find, limit, parameters};
+use crate::openapi::{BadRequest, NotFound, Unavailable};
 
 /// Rejects read at once for the file of rejects.
 const CSV_PAGE: usize = 1000;
@@ -26,11 +28,22 @@ const CSV_PAGE: usize = 1000;
 ///
 /// # Errors
 /// [`ApiError`]
+#[utoipa::path(
+    get,
+    path = "/v1/imports/{id}/chunks",
+    tag = "parts",
+    params(
+        ("id" = ImportId, Path, description = "The import's id"),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 1000, description = "Items at most; 50 when left out"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+    ),
+    responses((status = OK, description = "Its chunks, by place", body = Page<Chunk>), BadRequest, NotFound, Unavailable),
+)]
 pub async fn chunks(
     State(state): State<ApiState>,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Page<Chunk>>, ApiError> {
     let record = find(&state, &id).await?;
     let parameters = parameters(query.as_deref(), &["limit", "cursor"])?;
     let limit = limit(&parameters)?;
@@ -42,13 +55,32 @@ pub async fn chunks(
             .map_err(|_| ApiError::bad_parameter("cursor", "is none that was handed out"))?,
     };
     let chunks = state.database.chunks(record.id, record.attempt, from, limit + 1).await?;
-    page(chunks, limit, |chunk| chunk.planned.chunk.to_string(), |chunk| Ok(json!(chunk.to_resource())))
+    Ok(page(chunks, limit, |chunk| chunk.planned.chunk.to_string(), ChunkRecord::to_resource))
 }
 
 /// `GET /v1/imports/{id}/rejects`: JSON in pages, or with `Accept: text/csv` the file of rejects.
 ///
 /// # Errors
 /// [`ApiError`]
+#[utoipa::path(
+    get,
+    path = "/v1/imports/{id}/rejects",
+    tag = "parts",
+    params(
+        ("id" = ImportId, Path, description = "The import's id"),
+        ("limit" = Option<u64>, Query, minimum = 1, maximum = 1000, description = "Items at most; 50 when left out; JSON only"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("spreadsheet" = Option<bool>, Query, description = "Escapes cells that a spreadsheet would run; CSV only"),
+    ),
+    responses(
+        (
+            status = OK,
+            description = "Rejected rows, by row; as `text/csv` where that is accepted: the original columns, `_row`, `_column` and `_reason`, ready to be mended and imported again",
+            content((Page<RejectAnswer> = "application/json"), (String = "text/csv")),
+        ),
+        BadRequest, NotFound, Unavailable,
+    ),
+)]
 pub async fn rejects(
     State(state): State<ApiState>,
     Path(id): Path<String>,
@@ -56,8 +88,9 @@ pub async fn rejects(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
-    let parameters = parameters(query.as_deref(), &["limit", "cursor"])?;
+    let parameters = parameters(query.as_deref(), &["limit", "cursor", "spreadsheet"])?;
     let limit = limit(&parameters)?;
+    let spreadsheet = flag(&parameters, "spreadsheet")?;
     let after = match parameters.get("cursor") {
         None => RowNumber(0),
         Some(text) => {
@@ -66,40 +99,30 @@ pub async fn rejects(
     };
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     if accepts.flat_map(|value| value.split(',')).any(|kind| kind.trim().starts_with("text/csv")) {
-        return csv(&state, &record, after).await;
+        return csv(&state, &record, after, spreadsheet).await;
     }
     let rejects = state.destination.rejects(record.id, record.attempt, after, limit as usize + 1).await?;
-    Ok(page(rejects, limit, |reject| reject.row.to_string(), |reject| Ok(show(reject)))?.into_response())
+    Ok(page(rejects, limit, |reject| reject.row.to_string(), RejectAnswer::of).into_response())
 }
 
-fn show(reject: &Reject) -> Value {
-    json!({
-        "row": reject.row,
-        "line": reject.line,
-        "column": reject.column,
-        "value": reject.value.as_deref().map(cut),
-        "reason": reject.reason,
-        "detail": reject.detail,
-        "record": cut(&reject.record),
-    })
-}
-
-/// Text for a listing: at most 4 KiB, with a mark where it was cut.
-fn cut(bytes: &[u8]) -> String {
-    if bytes.len() <= RECORD_LISTED {
-        return String::from_utf8_lossy(bytes).into_owned();
+/// `true` or `false`; left out, it is false.
+fn flag(parameters: &BTreeMap<String, String>, name: &str) -> Result<bool, ApiError> {
+    match parameters.get(name).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(ApiError::bad_parameter(name, "must be true or false")),
     }
-    let mut end = RECORD_LISTED;
-    // Not inside a character: its first byte is at most three back.
-    while end > RECORD_LISTED - 3 && bytes[end] & 0xC0 == 0x80 {
-        end -= 1;
-    }
-    format!("{}… ({} bytes in all)", String::from_utf8_lossy(&bytes[..end]), bytes.len())
 }
 
 /// The file of rejects, streamed page by page.
-async fn csv(state: &ApiState, record: &ImportRecord, after: RowNumber) -> Result<Response, ApiError> {
+async fn csv(
+    state: &ApiState,
+    record: &ImportRecord,
+    after: RowNumber,
+    spreadsheet: bool,
+) -> Result<Response, ApiError> {
     let writer = record.plan.as_ref().map(RejectsCsv::new);
+    let writer = if spreadsheet { writer.map(RejectsCsv::for_spreadsheets) } else { writer };
     let header = match &writer {
         Some(writer) => writer.header(),
         // It failed before its columns were known: there are no rejects.
@@ -123,20 +146,4 @@ async fn csv(state: &ApiState, record: &ImportRecord, after: RowNumber) -> Resul
     });
     let body = futures::StreamExt::chain(stream::iter([Ok(Bytes::from(header))]), rest);
     Ok(([(header::CONTENT_TYPE, "text/csv; charset=utf-8")], Body::from_stream(body)).into_response())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_records_are_cut_with_a_mark_and_never_inside_a_character() {
-        assert_eq!(cut(b"abc"), "abc");
-        let long = "é".repeat(3000);
-        for shift in 0..3 {
-            let text = cut(&long.as_bytes()[shift..]);
-            assert!(text.contains("bytes in all"), "{text}");
-            assert!(!text.trim_start_matches('\u{fffd}').contains('\u{fffd}'));
-        }
-    }
 }

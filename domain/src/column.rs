@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The widest decimal: 38 digits fit an `i128`.
 pub const MAX_PRECISION: u8 = 38;
@@ -126,7 +127,7 @@ impl From<ColumnType> for String {
 }
 
 /// Where a column's cells come from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum ColumnSource {
     /// A place in the record, from 1.
@@ -136,17 +137,20 @@ pub enum ColumnSource {
 }
 
 /// A column of an import.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Column {
     /// Its name in the destination.
+    #[schema(min_length = 1, max_length = 63)]
     pub name: String,
     /// What its cells become.
     #[serde(rename = "type")]
+    #[schema(value_type = String, example = "decimal(15,2)")]
     pub kind: ColumnType,
     /// Where its cells come from; left out in a request, the column's own place in the list.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub source: Option<ColumnSource>,
     /// Whether a cell may be null.
+    #[schema(required = false)]
     pub nullable: bool,
 }
 

@@ -1,9 +1,10 @@
 //! What a file is: given by the client, or found by looking at it.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What a record with too few or too many fields is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Ragged {
     /// A reject.
@@ -14,7 +15,7 @@ pub enum Ragged {
 }
 
 /// The encoding of the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
 pub enum Encoding {
     /// UTF-8, with or without a byte order mark.
     #[default]
@@ -35,7 +36,7 @@ pub enum Encoding {
 }
 
 /// How the object is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// Found by the first bytes.
@@ -53,43 +54,76 @@ pub enum Compression {
     Xz,
 }
 
+/// The one kind of file that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FormatType {
+    /// RFC 4180 and its many kin.
+    #[default]
+    Csv,
+}
+
+/// What a file is, as the resource shows it: what was found, once it was looked at, and what was given before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum ShownFormat {
+    /// Everything given and found.
+    Found(Format),
+    /// What was given.
+    Given(GivenFormat),
+}
+
 /// What the request said of the file. `None`: to be found, or the default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 pub struct GivenFormat {
+    /// Always `csv`.
+    #[serde(rename = "type", default)]
+    #[schema(required = false)]
+    pub kind: FormatType,
     /// One to four bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false, min_length = 1, max_length = 4)]
     pub delimiter: Option<String>,
     /// One byte.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false, min_length = 1, max_length = 1)]
     pub quote: Option<String>,
     /// One byte; the quote itself means doubling.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false, min_length = 1, max_length = 1)]
     pub escape: Option<String>,
     /// Header records.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false, minimum = 0, maximum = 100)]
     pub header_rows: Option<u32>,
     /// Physical lines before the header.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false, minimum = 0, maximum = 1000000)]
     pub skip_rows: Option<u32>,
     /// Records that begin with it are passed over.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(min_length = 1, max_length = 16)]
     pub comment: Option<String>,
     /// What a ragged record is.
     #[serde(default)]
+    #[schema(required = false)]
     pub ragged: Ragged,
     /// The text's encoding.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false)]
     pub encoding: Option<Encoding>,
     /// Unquoted cells that mean null; the default is the empty cell.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false)]
     pub null_values: Option<Vec<String>>,
     /// How the object is compressed.
     #[serde(default)]
+    #[schema(required = false)]
     pub compression: Compression,
 }
 
 /// What the file is: everything given and everything found. This is what a reader obeys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Format {
     /// Always `csv`.
     #[serde(rename = "type")]

@@ -2,8 +2,10 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
 
 use crate::column::Column;
+use crate::format::ShownFormat;
 use crate::ids::{Attempt, ByteOffset, ChunkIndex, ImportId, RowNumber};
 use crate::problem::Problem;
 use crate::progress::Progress;
@@ -11,7 +13,7 @@ use crate::request::Destination;
 use crate::state::{ChunkState, ImportState};
 
 /// What set an import going.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Trigger {
     /// A storage event.
@@ -41,7 +43,7 @@ impl Trigger {
 }
 
 /// The object of an import.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SourceObject {
     /// Its bucket.
     pub bucket: String,
@@ -56,7 +58,7 @@ pub struct SourceObject {
 }
 
 /// The import resource.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Import {
     /// UUIDv7.
     pub id: ImportId,
@@ -85,7 +87,7 @@ pub struct Import {
     /// The table.
     pub destination: Destination,
     /// What was given and what was found.
-    pub format: serde_json::Value,
+    pub format: ShownFormat,
     /// The columns; null until they are known.
     pub columns: Option<Vec<Column>>,
     /// What becomes of bad rows.
@@ -97,7 +99,7 @@ pub struct Import {
 }
 
 /// A chunk as clients see it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Chunk {
     /// Its place, from 0.
     pub chunk: ChunkIndex,

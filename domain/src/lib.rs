@@ -25,7 +25,7 @@ pub mod state;
 pub mod table;
 
 pub use column::{Column, ColumnSource, ColumnType};
-pub use format::{Compression, Encoding, Format, GivenFormat, Ragged};
+pub use format::{Compression, Encoding, Format, FormatType, GivenFormat, Ragged, ShownFormat};
 pub use ids::{Attempt, ByteOffset, ByteRange, ChunkIndex, Epoch, ImportId, LineNumber, RowNumber};
 pub use import::{Chunk, Import, SourceObject, Trigger};
 pub use plan::{FieldPlan, LoadPlan, Target};

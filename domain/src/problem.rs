@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The prefix of every problem's `type`.
 pub const PROBLEM_PREFIX: &str = "urn:longshore:problem:";
@@ -99,7 +100,7 @@ impl<'de> Deserialize<'de> for ProblemKind {
 }
 
 /// One fault of a request, by JSON pointer (RFC 6901).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
     /// Where.
     pub pointer: String,
@@ -108,10 +109,11 @@ pub struct FieldError {
 }
 
 /// A problem object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// `urn:longshore:problem:<kind>`.
     #[serde(rename = "type")]
+    #[schema(value_type = String, pattern = "^urn:longshore:problem:[a-z-]+$")]
     pub kind: ProblemKind,
     /// The kind's title.
     pub title: String,

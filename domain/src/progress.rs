@@ -1,6 +1,7 @@
 //! Counters of an import (contract, section 3).
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What one committed chunk, or several, did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ impl std::ops::AddAssign for Tally {
 }
 
 /// What a client polls. `rows_read = rows_loaded + rows_rejected`, always.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
     /// The object's size.
     pub bytes_total: u64,

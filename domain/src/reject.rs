@@ -1,6 +1,7 @@
 //! Rows that were not loaded, and why.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::ids::{LineNumber, RowNumber};
 
@@ -8,7 +9,7 @@ use crate::ids::{LineNumber, RowNumber};
 pub const RECORD_LISTED: usize = 4096;
 
 /// Why a row was rejected (contract, section 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RejectReason {
     /// A cell does not read as its column's type.

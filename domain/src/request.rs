@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::column::{Column, ColumnSource, ColumnType};
 use crate::format::{Compression, Encoding, GivenFormat, Ragged};
@@ -17,7 +18,7 @@ pub const MAX_EXPIRES_IN: u32 = 7 * 24 * 3600;
 pub const MAX_COLUMNS: usize = 4096;
 
 /// How rows meet the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// They are added to what is there.
@@ -26,22 +27,27 @@ pub enum Mode {
 }
 
 /// Where rows go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Destination {
-    /// The table.
+    /// The table; it may be qualified: `schema.table`.
+    #[schema(value_type = String, min_length = 1, max_length = 260, example = "trips")]
     pub table: TableName,
     /// How rows meet it.
+    #[schema(required = false)]
     pub mode: Mode,
 }
 
 /// The file that will be uploaded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FileInfo {
     /// The client's name for it; the key holds a safe form of it.
+    #[schema(required = false, min_length = 1, max_length = 1024, example = "trips.csv")]
     pub name: String,
     /// The content type that the URL is signed for.
+    #[schema(required = false, max_length = 255, example = "text/csv")]
     pub content_type: String,
     /// Its size in bytes, where the client declared it.
+    #[schema(minimum = 0)]
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub size: Option<u64>,
 }
@@ -53,9 +59,10 @@ impl Default for FileInfo {
 }
 
 /// What becomes of bad rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct OnError {
-    /// How many rows may be rejected before the import fails; `None`: no limit.
+    /// How many rows may be rejected before the import fails; `null`: no limit.
+    #[schema(required = false)]
     pub max_rejects: Option<u64>,
 }
 
@@ -74,9 +81,10 @@ impl OnError {
 }
 
 /// How the file will come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UploadWish {
     /// Validity of the URL in seconds.
+    #[schema(required = false, minimum = 1, maximum = 604800)]
     pub expires_in: u32,
 }
 
@@ -87,20 +95,25 @@ impl Default for UploadWish {
 }
 
 /// `POST /v1/imports`, checked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CreateRequest {
     /// Where rows go.
     pub destination: Destination,
     /// The file.
+    #[schema(required = false)]
     pub file: FileInfo,
     /// What was said of its format.
+    #[schema(required = false)]
     pub format: GivenFormat,
     /// The schema, where it was given.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(min_items = 1, max_items = 4096)]
     pub columns: Option<Vec<Column>>,
     /// What becomes of bad rows.
+    #[schema(required = false)]
     pub on_error: OnError,
     /// How the file comes.
+    #[schema(required = false)]
     pub upload: UploadWish,
 }
 

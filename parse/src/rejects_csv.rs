@@ -13,6 +13,7 @@ use crate::record::{Field, Next, read_record};
 pub struct RejectsCsv {
     dialect: Dialect,
     header: Vec<String>,
+    spreadsheet: bool,
 }
 
 impl RejectsCsv {
@@ -25,14 +26,21 @@ impl RejectsCsv {
         if header[last..] == REJECT_COLUMNS {
             header.truncate(last);
         }
-        Self { dialect: dialect_of(plan), header }
+        Self { dialect: dialect_of(plan), header, spreadsheet: false }
+    }
+
+    /// Escapes cells that a spreadsheet would run as formulas (OWASP, "CSV Injection"): an apostrophe before them, and quotes
+    /// around. Such a file is for looking at; its cells are not the file's any more.
+    #[must_use]
+    pub fn for_spreadsheets(self) -> Self {
+        Self { spreadsheet: true, ..self }
     }
 
     /// The header line.
     #[must_use]
     pub fn header(&self) -> Vec<u8> {
         let names = self.header.iter().map(String::as_str).chain(REJECT_COLUMNS);
-        self.line(names.map(|name| self.quoted(name.as_bytes(), false)))
+        self.line(names.map(|name| self.ours(name)))
     }
 
     /// The line of one reject.
@@ -48,7 +56,7 @@ impl RejectsCsv {
         };
         cells.resize(width, Vec::new());
         cells.push(reject.row.to_string().into_bytes());
-        cells.push(self.quoted(reject.column.as_deref().unwrap_or_default().as_bytes(), false));
+        cells.push(self.ours(reject.column.as_deref().unwrap_or_default()));
         cells.push(reject.reason.as_str().as_bytes().to_vec());
         cells.extend(extra);
         self.line(cells.into_iter())
@@ -67,6 +75,10 @@ impl RejectsCsv {
             .iter()
             .map(|field| {
                 let range = field.range();
+                // Between its quotes, doubled ones are still doubled.
+                if self.spreadsheet && would_run(&record[range.clone()]) {
+                    return self.enclosed(&[b"'", &record[range]].concat(), field.is_quoted());
+                }
                 let unclosed = field.is_quoted() && range.end == record.len();
                 if unclosed {
                     return self.quoted(&record[range], true);
@@ -76,6 +88,22 @@ impl RejectsCsv {
                 record[raw].to_vec()
             })
             .collect()
+    }
+
+    /// A name of ours.
+    fn ours(&self, name: &str) -> Vec<u8> {
+        if self.spreadsheet && would_run(name.as_bytes()) {
+            return self.quoted(&[b"'", name.as_bytes()].concat(), true);
+        }
+        self.quoted(name.as_bytes(), false)
+    }
+
+    /// A cell between quotes; `escaped`: what is in it was between quotes before.
+    fn enclosed(&self, cell: &[u8], escaped: bool) -> Vec<u8> {
+        match self.dialect.quote {
+            Some(quote) if escaped => [&[quote], cell, &[quote]].concat(),
+            _ => self.quoted(cell, true),
+        }
     }
 
     /// A cell of ours, in quotes where it needs them.
@@ -109,4 +137,9 @@ impl RejectsCsv {
         line.push(b'\n');
         line
     }
+}
+
+/// Whether a spreadsheet would take a cell for a formula: by its first character, whatever stands behind it.
+fn would_run(cell: &[u8]) -> bool {
+    matches!(cell.first(), Some(b'=' | b'+' | b'-' | b'@' | b'\t' | b'\r' | b'\n'))
 }

@@ -149,3 +149,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn cells_that_a_spreadsheet_would_run_are_escaped_where_asked() {
+    let mut plan = plan_of(b"=id,name\n1,a\n", &GivenFormat::default(), None).unwrap();
+    plan.fields.iter_mut().for_each(|field| field.inferred = false);
+    let text = b"=id,name\nx,=1+1\nx,\"=HYPERLINK(\"\"http://a\"\",\"\"b\"\")\"\n+x,@SUM(A1)\n-2+3,\"\ttab\"\nx, =plain\nx,a=b\n";
+    let rejects = rejects_of(&plan, text);
+    assert_eq!(rejects.len(), 6);
+    let csv = RejectsCsv::new(&plan).for_spreadsheets();
+    assert_eq!(csv.header(), b"\"'=id\",name,_row,_column,_reason\n");
+    let lines: Vec<String> = rejects.iter().map(|reject| String::from_utf8(csv.line_of(reject)).unwrap()).collect();
+    let wanted = [
+        "x,\"'=1+1\"",
+        "x,\"'=HYPERLINK(\"\"http://a\"\",\"\"b\"\")\"",
+        "\"'+x\",\"'@SUM(A1)\"",
+        "\"'-2+3\",\"'\ttab\"",
+        "x, =plain",
+        "x,a=b",
+    ];
+    for (place, (line, wanted)) in lines.iter().zip(wanted).enumerate() {
+        assert_eq!(*line, format!("{wanted},{},\"'=id\",invalid_value\n", place + 1));
+    }
+    assert!(file_of(&plan, &rejects).starts_with(b"=id,name,_row"), "only where asked");
+}

@@ -7,7 +7,7 @@ use sea_orm::sea_query::{Expr, ExprTrait};
 use sea_orm::{ActiveValue, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use longshore_domain::{
-    Attempt, ColumnType, CreateRequest, Epoch, Import, ImportId, ImportState, LoadPlan, Problem, Progress,
+    Attempt, ColumnType, CreateRequest, Epoch, Import, ImportId, ImportState, LoadPlan, Problem, Progress, ShownFormat,
     SourceObject, Trigger, progress,
 };
 
@@ -128,11 +128,8 @@ impl ImportRecord {
     #[must_use]
     pub fn to_resource(&self, bucket: &str) -> Import {
         let format = match &self.plan {
-            Some(plan) => serde_json::to_value(&plan.format),
-            None => serde_json::to_value(&self.request.format).map(|mut given| {
-                given["type"] = "csv".into();
-                given
-            }),
+            Some(plan) => ShownFormat::Found(plan.format.clone()),
+            None => ShownFormat::Given(self.request.format.clone()),
         };
         Import {
             id: self.id,
@@ -152,7 +149,7 @@ impl ImportRecord {
                 content_type: self.request.file.content_type.clone(),
             },
             destination: self.request.destination.clone(),
-            format: format.unwrap_or_default(),
+            format,
             columns: self.plan.as_ref().map(|plan| plan.columns.clone()).or_else(|| self.request.columns.clone()),
             on_error: self.request.on_error,
             progress: self.final_progress(),

@@ -1,0 +1,86 @@
+//! `GET /openapi.json`: the API as OpenAPI 3.1. Paths come from the handlers that are routed, schemas from the types that are
+//! answered; what a request may hold is checked against the document by a fuzzer (`tests/openapi.rs`).
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use utoipa::openapi::schema::AdditionalProperties;
+use utoipa::openapi::{OpenApi as Document, RefOr, Schema};
+use utoipa::{IntoResponses, Modify, OpenApi};
+
+use longshore_domain::{CreateRequest, Problem};
+
+use crate::ApiState;
+
+/// What stands above the paths.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "longshore",
+        description = "Imports CSV files from object storage into a database: ask for an import, upload its file to the \
+                       presigned URL, follow it until `done`. Errors are problem details (RFC 9457).",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    tags(
+        (name = "imports", description = "Create, read, list"),
+        (name = "actions", description = "What a client does with its import"),
+        (name = "parts", description = "Chunks, rejects, events"),
+        (name = "service", description = "For operators"),
+    ),
+    components(schemas(CreateRequest)),
+    modifiers(&Strict),
+)]
+pub struct Api;
+
+/// Requests hold what is listed and nothing else.
+struct Strict;
+
+/// The objects of a create request.
+const REQUESTS: [&str; 7] =
+    ["CreateRequest", "Destination", "FileInfo", "GivenFormat", "Column", "OnError", "UploadWish"];
+
+impl Modify for Strict {
+    fn modify(&self, document: &mut Document) {
+        let Some(components) = &mut document.components else { return };
+        for name in REQUESTS {
+            if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
+                object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+            }
+        }
+    }
+}
+
+macro_rules! problems {
+    ($($(#[$doc:meta])* $name:ident $status:literal $text:literal;)*) => {
+        $(
+            $(#[$doc])*
+            #[derive(IntoResponses)]
+            #[response(status = $status, description = $text, content_type = "application/problem+json")]
+            #[allow(dead_code, reason = "it only stands for the answer in the document")]
+            pub struct $name(#[to_schema] Problem);
+        )*
+    };
+}
+
+problems! {
+    /// A `400`.
+    BadRequest 400 "The request is not valid; `errors` names each fault";
+    /// A `404`.
+    NotFound 404 "There is no such import";
+    /// A `408`.
+    RequestTimeout 408 "The body did not arrive in time";
+    /// A `409`.
+    WrongState 409 "The import's state forbids the call, or its file is not there";
+    /// A `413`.
+    TooLarge 413 "The body is larger than 2 MiB";
+    /// A `422`.
+    KeyReused 422 "The idempotency key was used for another request";
+    /// A `503`.
+    Unavailable 503 "A dependency is away; `Retry-After` says when to come back";
+}
+
+/// `GET /openapi.json`
+#[utoipa::path(get, path = "/openapi.json", tag = "service", responses((status = OK, description = "This document", content_type = "application/json", body = serde_json::Value)))]
+pub async fn document(State(state): State<ApiState>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], state.document.clone()).into_response()
+}
