@@ -14,45 +14,13 @@ use tempfile::TempDir;
 
 use common::api::{Api, assert_failed, assert_succeeded, assert_tiles, id_of, kind_of};
 use common::data::{HEADER, Row, columns, source};
-use common::process::{Env, Process, run_to_end, settings};
+use common::process::{Process, run_to_end, settings};
+use common::service::{Service, open, serve, settings_in};
 use common::{free_port, seed, until};
 
-/// `longshore serve` on a data directory of its own.
-struct Service {
-    process: Process,
-    api: Api,
-    folder: TempDir,
-}
-
-fn settings_in(folder: &Path, more: &[(&str, &str)]) -> Env {
-    let data = folder.join("data");
-    let mut env = settings([("DATA_DIR", data.to_str().unwrap())]);
-    env.extend(more.iter().map(|(name, value)| (format!("LONGSHORE_{name}"), (*value).to_owned())));
-    env
-}
-
-async fn serve(more: &[(&str, &str)]) -> Service {
-    let folder = tempfile::tempdir().unwrap();
-    let mut process = Process::longshore("serve", "serve", settings_in(folder.path(), more), folder.path());
-    process.ready().await;
-    let api = Api::new(&process.base);
-    Service { process, api, folder }
-}
-
-impl Service {
-    fn sqlite(&self) -> PathBuf {
-        self.folder.path().join("data/longshore.sqlite")
-    }
-
-    fn rows(&self, table: &str) -> Vec<Row> {
-        rows_of(&self.sqlite(), table)
-    }
-}
-
-fn open(path: &Path) -> rusqlite::Connection {
-    let connection = rusqlite::Connection::open(path).unwrap();
-    connection.busy_timeout(Duration::from_secs(30)).unwrap();
-    connection
+/// The rows of a service's table.
+fn loaded(service: &Service, table: &str) -> Vec<Row> {
+    rows_of(&service.sqlite(), table)
 }
 
 /// The rows of a table with the columns of `common::data`, by id.
@@ -216,7 +184,7 @@ async fn import_over_a_server_uses_that_server() {
     let output = run_to_end(elsewhere.path(), &arguments, &Env::new()).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_succeeded(&last_line(&output));
-    assert_eq!(service.rows("trips"), source.rows);
+    assert_eq!(loaded(&service, "trips"), source.rows);
     let status = run_to_end(
         elsewhere.path(),
         &["status", &id_of(&last_line(&output)), "--json", "--server", &service.api.base],
@@ -264,7 +232,7 @@ async fn the_walk_with_plain_http_works() {
     for time in ["created_at", "uploaded_at", "started_at", "finished_at"] {
         assert!(import[time].as_str().is_some_and(|time| time.ends_with('Z')), "{time}: {import}");
     }
-    assert_eq!(service.rows("trips"), source.rows);
+    assert_eq!(loaded(&service, "trips"), source.rows);
 
     let response = api.get_response(&location).await;
     assert!(!response.headers().contains_key("retry-after"), "it is done");
@@ -422,7 +390,7 @@ async fn complete_may_be_called_any_number_of_times() {
     assert_eq!(import["attempt"], 1);
     let (status, _) = api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await;
     assert_eq!(status, 202, "also when it is done");
-    assert_eq!(service.rows("trips"), source.rows);
+    assert_eq!(loaded(&service, "trips"), source.rows);
 }
 
 // -------------------------------------------------------------------------------------------------------- rejects and files
@@ -438,7 +406,7 @@ async fn rejects_are_listed_as_json_and_as_a_file_that_imports_again() {
     let import = api.import(&request, source.csv.clone()).await;
     assert_succeeded(&import);
     assert_eq!(import["progress"]["rows_rejected"], source.bad.len());
-    assert_eq!(service.rows("trips"), source.rows);
+    assert_eq!(loaded(&service, "trips"), source.rows);
     let path = format!("/v1/imports/{}/rejects", id_of(&import));
     let rejects = api.all(&path, 7).await;
     let rows: Vec<u64> = rejects.iter().map(|reject| reject["row"].as_u64().unwrap()).collect();
@@ -461,7 +429,7 @@ async fn rejects_are_listed_as_json_and_as_a_file_that_imports_again() {
     let import = api.import(&trips(), file.replace("bad", "")).await;
     assert_succeeded(&import);
     assert_eq!(import["progress"]["rows_loaded"], source.bad.len());
-    assert_eq!(service.rows("trips").len(), 600);
+    assert_eq!(loaded(&service, "trips").len(), 600);
 }
 
 #[tokio::test]
@@ -477,7 +445,7 @@ async fn one_reject_more_than_allowed_fails_the_import() {
     assert_tidy(&service.sqlite());
     request["on_error"] = json!({"max_rejects": source.bad.len()});
     assert_succeeded(&service.api.import(&request, source.csv).await);
-    assert_eq!(service.rows("trips"), source.rows);
+    assert_eq!(loaded(&service, "trips"), source.rows);
 }
 
 #[tokio::test]
@@ -544,7 +512,7 @@ async fn two_imports_that_create_one_table_both_end_in_it() {
     assert_succeeded(&first);
     assert_succeeded(&second);
     let wanted: Vec<Row> = one.rows.into_iter().chain(two.rows).collect();
-    assert_eq!(service.rows("trips"), wanted);
+    assert_eq!(loaded(&service, "trips"), wanted);
     assert_tidy(&service.sqlite());
 }
 
@@ -595,7 +563,7 @@ async fn an_import_survives_kills_of_the_service() {
         let import = service.api.done(&id).await;
         assert_succeeded(&import);
         assert_eq!(import["progress"]["rows_loaded"], 12_000, "round {round}");
-        assert!(service.rows("trips") == wanted, "round {round}: other rows");
+        assert!(loaded(&service, "trips") == wanted, "round {round}: other rows");
         assert_tidy(&service.sqlite());
     }
 }
@@ -610,7 +578,7 @@ async fn an_upload_url_outlives_a_restart() {
     let source = source(6, 10, 1, 0);
     assert_eq!(service.api.put(&created, source.csv).await, 200);
     assert_succeeded(&service.api.done(&id_of(&created)).await);
-    assert_eq!(service.rows("trips"), source.rows);
+    assert_eq!(loaded(&service, "trips"), source.rows);
 }
 
 #[tokio::test]

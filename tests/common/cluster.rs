@@ -106,6 +106,11 @@ impl Cluster {
         }
     }
 
+    /// A node of another build of the program, on the same settings.
+    pub fn start_other(&self, program: &str, name: &str, role: &str) -> Process {
+        Process::of_program(program, name, role, self.env.clone(), &self.logs)
+    }
+
     /// One more API.
     pub fn start_api(&mut self) {
         let name = format!("api-{}", self.nodes.len() + 1);

@@ -8,6 +8,7 @@ pub mod data;
 pub mod postgres;
 pub mod process;
 pub mod servers;
+pub mod service;
 pub mod sse;
 
 use std::collections::BTreeSet;

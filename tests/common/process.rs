@@ -75,10 +75,15 @@ impl Process {
     }
 
     /// A lasting role of `longshore` that listens on a port of its own.
-    pub fn longshore(name: &str, role: &str, mut env: Env, folder: &Path) -> Self {
+    pub fn longshore(name: &str, role: &str, env: Env, folder: &Path) -> Self {
+        Self::of_program(env!("CARGO_BIN_EXE_longshore"), name, role, env, folder)
+    }
+
+    /// The same of another build of it.
+    pub fn of_program(program: &str, name: &str, role: &str, mut env: Env, folder: &Path) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         env.push(("LONGSHORE_LISTEN".to_owned(), listen.clone()));
-        let mut process = Self::spawn(name, env!("CARGO_BIN_EXE_longshore"), &[role], env, folder);
+        let mut process = Self::spawn(name, program, &[role], env, folder);
         process.base = format!("http://{listen}");
         process
     }
