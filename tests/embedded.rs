@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use common::api::{Api, assert_failed, assert_succeeded, assert_tiles, id_of, kind_of};
 use common::data::{HEADER, Row, columns, source};
-use common::process::{Process, run_to_end, settings};
+use common::process::{Env, Process, run_to_end, settings};
 use common::service::{Service, open, serve, settings_in};
 use common::{free_port, seed, until};
 
@@ -532,7 +532,7 @@ async fn any_chunk_size_gives_the_same_rows() {
             let length = csv.len() as u64;
             let import = service.api.import(&json!({"destination": {"table": table}}), csv).await;
             assert_succeeded(&import);
-            assert_eq!(service.rows(table), source.rows, "{table}, chunks of {size}");
+            assert_eq!(loaded(&service, table), source.rows, "{table}, chunks of {size}");
             let chunks = service.api.all(&format!("/v1/imports/{}/chunks", id_of(&import)), 100).await;
             assert_eq!(assert_tiles(&chunks, length), 40);
         }
