@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use longshore_domain::{Epoch, ImportId, Progress, Tally};
 use longshore_storage::database::Database;
+use longshore_storage::failure::Failure as _;
 
 /// Between two writes of the counters: four a second.
 const PERSIST_EVERY: Duration = Duration::from_millis(250);
@@ -162,7 +163,10 @@ impl StatusState {
         let progress = self.fold.progress(Instant::now());
         match self.database.store_progress(self.import, self.epoch, &progress).await {
             Ok(_) => self.changed = false,
-            Err(error) => tracing::debug!(import_id = %self.import, %error, "progress not persisted; next time"),
+            Err(error) => {
+                error.count();
+                tracing::debug!(import_id = %self.import, %error, "progress not persisted; next time");
+            }
         }
     }
 }

@@ -10,12 +10,14 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tracing::Instrument as _;
 
 use longshore_domain::import::format_time;
 use longshore_domain::{CreateRequest, FieldError, ImportId, ImportState, Problem, ProblemKind, Trigger};
 use longshore_storage::database::{ImportFilter, ImportRecord, NewImport};
 use longshore_storage::objects::{PresignedPut, PutTerms};
 use longshore_storage::start::{StartOutcome, object_key, start_import};
+use longshore_telemetry::{metrics, trace};
 
 use crate::ApiState;
 use crate::error::ApiError;
@@ -41,6 +43,13 @@ pub async fn create(State(state): State<ApiState>, body: Result<Bytes, BytesReje
     let request = CreateRequest::from_json(&body)?;
     check_size(&request, state.objects.max_put_size())?;
     let id = ImportId::generate();
+    let span = tracing::info_span!("create", import_id = %id);
+    trace::join(&span, id);
+    store(&state, id, request).instrument(span).await
+}
+
+/// Signs the URL and stores the import.
+async fn store(state: &ApiState, id: ImportId, request: CreateRequest) -> Result<Response, ApiError> {
     let key = object_key(id, &request.file.name);
     let terms = PutTerms {
         content_type: request.file.content_type.clone(),
@@ -51,7 +60,8 @@ pub async fn create(State(state): State<ApiState>, body: Result<Bytes, BytesReje
     let new = NewImport { id, request, object_key: key, url_expires_at: upload.expires_at };
     let record = state.database.create(&new).await?;
     tracing::info!(import_id = %id, table = %record.request.destination.table, "import created");
-    let mut resource = resource(&state, &record)?;
+    metrics().import_created();
+    let mut resource = resource(state, &record)?;
     resource["upload"] = upload_json(&upload);
     let location = HeaderValue::from_str(&format!("/v1/imports/{id}"))
         .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;

@@ -5,16 +5,19 @@
 //! - [`imports`]: create, read, list, complete.
 //! - [`parts`]: chunks and rejects of an import.
 //! - [`health`]: liveness and readiness.
+//! - [`metrics`]: what Prometheus reads, and what is counted of each request.
 
 pub mod error;
 pub mod health;
 pub mod imports;
+pub mod metrics;
 pub mod parts;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware;
 use axum::routing::{get, post};
 
 use longshore_storage::bus::Bus;
@@ -40,24 +43,35 @@ pub struct ApiState {
 
 /// The whole API.
 pub fn router(state: ApiState) -> Router {
+    longshore_telemetry::metrics().http_routes(&metrics::API_ROUTES);
+    longshore_telemetry::metrics().http_routes(&metrics::HEALTH_ROUTES);
     Router::new()
         .route("/v1/imports", post(imports::create).get(imports::list))
         .route("/v1/imports/{id}", get(imports::read))
         .route("/v1/imports/{id}/complete", post(imports::complete))
         .route("/v1/imports/{id}/chunks", get(parts::chunks))
         .route("/v1/imports/{id}/rejects", get(parts::rejects))
-        .merge(health_router_of())
+        .merge(health_router_of(&state))
         .fallback(error::no_such_path)
         .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(middleware::from_fn(metrics::observe))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(state)
 }
 
-/// Only liveness and readiness, for a worker.
+/// Only liveness, readiness and metrics, for a worker.
 pub fn health_router(state: ApiState) -> Router {
-    health_router_of().fallback(error::no_such_path).with_state(state)
+    longshore_telemetry::metrics().http_routes(&metrics::HEALTH_ROUTES);
+    health_router_of(&state)
+        .fallback(error::no_such_path)
+        .layer(middleware::from_fn(metrics::observe))
+        .with_state(state)
 }
 
-fn health_router_of() -> Router<ApiState> {
-    Router::new().route("/healthz", get(health::live)).route("/readyz", get(health::ready))
+fn health_router_of(state: &ApiState) -> Router<ApiState> {
+    let sampler = metrics::Sampler::new(state.clone());
+    Router::new()
+        .route("/healthz", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(move || metrics::scrape(sampler)))
 }
