@@ -2,6 +2,7 @@
 //! actors. Called by the worker factory ([`crate::pool`]); tells the import's owner by a report, which is a hint.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,7 +13,9 @@ use longshore_parse::{ChunkInput, ParsedChunk, find_records, oversized_reject, p
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, Receipt};
 use longshore_storage::database::{ChunkClaim, ImportRecord, NewChunk, RENEW_EVERY};
 use longshore_storage::destination::{DestinationError, RecordLookup, Ticket, Written};
+use longshore_storage::failure::Failure as _;
 use longshore_storage::objects::ObjectError;
+use longshore_telemetry::{Dependency, JobOutcome, Step, metrics, timed};
 
 use crate::patience::{Gave, patiently};
 use crate::services::Services;
@@ -33,13 +36,28 @@ enum Outcome {
     HandBack,
 }
 
+impl Outcome {
+    /// Its word in the metrics.
+    fn label(&self) -> JobOutcome {
+        match self {
+            Self::Finished(_) => JobOutcome::Finished,
+            Self::NotOurs => JobOutcome::NotOurs,
+            Self::LookAgain => JobOutcome::LookAgain,
+            Self::HandBack => JobOutcome::HandedBack,
+        }
+    }
+}
+
 /// Works on a chunk job to its end. `stop` is cancelled when this node waits for it no longer.
 pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Receipt, stop: &CancellationToken) {
+    let begun = Instant::now();
+    let _busy = metrics().chunk_worker_busy();
     let outcome = match try_chunk(services, job, receipt, stop).await {
         Ok(outcome) => outcome,
         Err(Gave::Stopped) => Outcome::HandBack,
         Err(Gave::Up(problem)) => fail_import(services, job, &problem).await,
     };
+    metrics().chunk_job(outcome.label(), begun.elapsed());
     tracing::debug!(?outcome, "chunk job ended");
     let report = match outcome {
         Outcome::Finished(tally) => Some(ChunkOutcome::Finished(tally)),
@@ -49,6 +67,7 @@ pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Rec
     if let Some(outcome) = report
         && let Err(error) = services.bus.report(&ChunkReport { job, outcome }).await
     {
+        error.count();
         tracing::debug!(%error, "report not sent; the owner finds the chunk in the database");
     }
     let answered = match outcome {
@@ -56,6 +75,7 @@ pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Rec
         _ => receipt.ack().await,
     };
     if let Err(error) = answered {
+        error.count();
         tracing::debug!(%error, "job not acknowledged; it comes again and finds its chunk done");
     }
 }
@@ -95,6 +115,7 @@ async fn try_chunk(
         // Done or not, this worker no longer works on it: the next one need not wait for the claim to run out.
         _ => {
             if let Err(error) = database.release_chunk(&job, worker).await {
+                error.count();
                 tracing::debug!(%error, "claim not released; it runs out");
             }
         }
@@ -107,17 +128,22 @@ async fn keep(services: &Services, job: ChunkJob, receipt: &dyn Receipt, lost: &
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
         if let Err(error) = receipt.keep().await {
+            error.count();
             tracing::debug!(%error, "job not kept");
         }
         match services.database.keep_chunk(&job, &services.settings.name).await {
             Ok(true) => {}
             Ok(false) => {
+                metrics().chunk_claim_lost();
                 tracing::warn!("the claim of this chunk was lost");
                 lost.cancel();
                 return;
             }
             // The fence decides at the commit, not this clock.
-            Err(error) => tracing::warn!(%error, "the claim of this chunk was not renewed"),
+            Err(error) => {
+                error.count();
+                tracing::warn!(%error, "the claim of this chunk was not renewed");
+            }
         }
     }
 }
@@ -132,9 +158,10 @@ async fn load(
     chunk: NewChunk,
     stop: &CancellationToken,
 ) -> Result<Outcome, Gave<Problem>> {
-    let bytes = fetch(services, &record.object_key, etag, &chunk, stop).await?;
+    let bytes = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, stop)).await?;
+    metrics().bytes_fetched(bytes.len() as u64);
     let shared = Arc::new((plan.clone(), bytes));
-    let (parsed, shared) = parse(shared, chunk).await?;
+    let (parsed, shared) = timed(Step::Parse, parse(shared, chunk)).await?;
     if !parsed.widenings.is_empty() {
         return match store_widenings(services, job, &parsed, stop).await? {
             true => Ok(Outcome::LookAgain),
@@ -147,11 +174,17 @@ async fn load(
     let written = loop {
         let rows = match parsed.take() {
             Some(parsed) => parsed,
-            None => parse(Arc::clone(&shared), chunk).await?.0,
+            None => timed(Step::Parse, parse(Arc::clone(&shared), chunk)).await?.0,
         };
-        match services.destination.write_chunk(ticket, job.chunk, plan, rows, &lookup).await {
+        let write = services.destination.write_chunk(ticket, job.chunk, plan, rows, &lookup);
+        let written = timed(Step::Write, write).await;
+        if let Err(error) = &written {
+            error.count();
+        }
+        match written {
             Ok(written) => break written,
             Err(DestinationError::Unavailable { reason }) => {
+                metrics().dependency_retry(Dependency::Destination);
                 tracing::warn!(reason, "chunk not written; trying again");
                 pause(stop).await?;
             }
@@ -163,12 +196,17 @@ async fn load(
         }
     };
     let Written::Committed(tally) = written else {
+        metrics().fence_refused();
         tracing::info!("the fence refused this chunk");
         return Ok(Outcome::NotOurs);
     };
     let finish = || services.database.finish_chunk(job.import, job.attempt, job.chunk, tally.rejected);
-    patiently(stop, "mark chunk done", finish).await.map_err(no_problem)?;
-    Ok(Outcome::Finished(Tally { bytes: chunk.range.len(), chunks: 1, ..tally }))
+    let marked = patiently(stop, "mark chunk done", finish).await.map_err(no_problem)?;
+    let tally = Tally { bytes: chunk.range.len(), chunks: 1, ..tally };
+    if marked {
+        metrics().chunk_committed(tally);
+    }
+    Ok(Outcome::Finished(tally))
 }
 
 /// A second between two tries of a write.
@@ -248,6 +286,7 @@ async fn fail_import(services: &Services, job: ChunkJob, problem: &Problem) -> O
     match services.database.store_error(job.import, job.attempt, job.epoch, &working, problem).await {
         Ok(_) => Outcome::LookAgain,
         Err(error) => {
+            error.count();
             tracing::warn!(%error, "the reason was not stored; the chunk will be tried again");
             Outcome::HandBack
         }

@@ -6,6 +6,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use longshore_storage::database::{ImportRecord, RENEW_EVERY};
+use longshore_storage::failure::Failure as _;
+use longshore_telemetry::{metrics, trace};
 
 use crate::owner::Owner;
 use crate::services::Services;
@@ -48,6 +50,7 @@ impl Actor for ImportActor {
         let ImportArguments { services, record, stop } = arguments;
         let stop = stop.child_token();
         let span = tracing::info_span!("import", import_id = %record.id, epoch = record.epoch.0);
+        trace::join(&span, record.id);
         tokio::spawn(keep_lease(services.clone(), record.clone(), stop.clone()).instrument(span.clone()));
         let (id, epoch) = (record.id, record.epoch);
         let database = services.database.clone();
@@ -59,6 +62,7 @@ impl Actor for ImportActor {
             }
             // Done or not: whoever is next need not wait for the lease to run out.
             if let Err(error) = database.release(id, epoch).await {
+                error.count();
                 tracing::debug!(import_id = %id, %error, "lease not released; it runs out");
             }
             // The actor may be gone with its node.
@@ -100,11 +104,15 @@ async fn keep_lease(services: Services, record: ImportRecord, stop: Cancellation
         match services.database.renew(record.id, record.epoch).await {
             Ok(Some(_)) => {}
             Ok(None) => {
+                metrics().lease_lost();
                 tracing::warn!("the lease was lost");
                 stop.cancel();
                 return;
             }
-            Err(error) => tracing::warn!(%error, "the lease was not renewed; trying again"),
+            Err(error) => {
+                error.count();
+                tracing::warn!(%error, "the lease was not renewed; trying again");
+            }
         }
     }
 }

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use longshore_domain::{ImportState, Trigger};
 use longshore_storage::bus::{Delivery, StorageEvent};
+use longshore_storage::failure::Failure as _;
 use longshore_storage::start::{StartOutcome, import_of_key, start_import};
+use longshore_telemetry::{metrics, trace};
 
 use crate::services::Services;
 
@@ -70,6 +73,8 @@ async fn pull(services: &Services, stop: &CancellationToken) {
             futures::future::join_all(deliveries.iter().map(|delivery| take(services, delivery))).await;
         }
         Err(error) => {
+            error.count();
+            metrics().dependency_retry(error.dependency());
             tracing::warn!(%error, "no storage events to be had; trying again");
             tokio::time::sleep(PULL_PAUSE).await;
         }
@@ -80,6 +85,7 @@ async fn take(services: &Services, Delivery { message, receipt }: &Delivery<Stor
     let answered =
         if consider(services, message).await { receipt.ack().await } else { receipt.hand_back(HAND_BACK).await };
     if let Err(error) = answered {
+        error.count();
         tracing::debug!(%error, "event not answered for; it comes again");
     }
 }
@@ -92,7 +98,9 @@ async fn consider(services: &Services, event: &StorageEvent) -> bool {
         return true;
     };
     let Services { database, objects, bus, .. } = services;
-    match start_import(database, &**objects, &**bus, import, Trigger::Event).await {
+    let span = tracing::info_span!("event", import_id = %import);
+    trace::join(&span, import);
+    match start_import(database, &**objects, &**bus, import, Trigger::Event).instrument(span).await {
         Ok(StartOutcome::Started | StartOutcome::NoObject) => true,
         Ok(StartOutcome::Before(state @ (ImportState::Expired | ImportState::Cancelled))) => {
             tracing::warn!(import_id = %import, key, %state, "an object came for an import that had ended; it is left alone");
@@ -107,6 +115,7 @@ async fn consider(services: &Services, event: &StorageEvent) -> bool {
             true
         }
         Err(error) => {
+            error.count();
             tracing::warn!(import_id = %import, %error, "an event could not be looked up; it comes again");
             false
         }

@@ -7,6 +7,7 @@ use longshore_parse::{ChunkInput, find_records};
 use longshore_storage::database::{ChunkRecord, ImportRecord};
 use longshore_storage::destination::{DestinationError, RecordLookup};
 use longshore_storage::objects::ObjectError;
+use longshore_telemetry::metrics;
 
 use crate::chunk::object_problem;
 use crate::services::Services;
@@ -56,6 +57,7 @@ impl RecordLookup for ObjectLookup {
                 }
                 error => DestinationError::Unavailable { reason: error.to_string() },
             })?;
+            metrics().bytes_fetched(bytes.len() as u64);
             let input = ChunkInput {
                 bytes: &bytes,
                 start: chunk.planned.range.start,

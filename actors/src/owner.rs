@@ -4,17 +4,21 @@
 
 use std::time::Duration;
 
+use chrono::Utc;
 use futures::StreamExt;
 use ractor::{Actor, ActorRef};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use longshore_domain::protocol::{Closure, Entry, JobWindow, PlannedChunkFacts, Republish, check_tiling, enter};
-use longshore_domain::{ChunkIndex, ImportState, LoadPlan, Problem, ProblemKind, Tally};
+use longshore_domain::{ChunkIndex, ImportState, LoadPlan, Problem, ProblemKind, RejectReason, Tally};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome};
 use longshore_storage::database::{Change, ImportRecord, NewChunk};
 use longshore_storage::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket};
+use longshore_storage::failure::Failure as _;
+use longshore_telemetry::{AttemptReason, Step as StepName, metrics, timed};
 
 use crate::lookup::ObjectLookup;
 use crate::patience::{Gave, patiently};
@@ -45,7 +49,7 @@ enum Stop {
     /// The import fails.
     Fail(Problem),
     /// Everything is read again, as a new attempt.
-    Restart(&'static str),
+    Restart(AttemptReason),
     /// A cancel was asked for.
     Cancel,
 }
@@ -158,6 +162,7 @@ impl Owner {
         if changed.map_err(|gave| problem(gave, internal))? {
             tracing::info!(%from, to = %change.to(), "import changed");
             self.record.state = change.to();
+            self.count(&change);
             tell_watchers(&*self.services.bus, id).await;
             return Ok(());
         }
@@ -167,6 +172,17 @@ impl Owner {
             return Ok(());
         }
         if self.record.state == ImportState::Cancelling { Err(Stop::Cancel) } else { Err(Stop::Lost) }
+    }
+
+    /// Counts what this owner's change brought about.
+    fn count(&self, change: &Change) {
+        if let Change::Succeed { rows_loaded, .. } = change {
+            metrics().rows_published(*rows_loaded);
+        }
+        if change.to().is_done() {
+            let since = self.record.uploaded_at.and_then(|at| (Utc::now() - at).to_std().ok());
+            metrics().import_ended(change.to(), since);
+        }
     }
 
     /// Reads the import again; [`Stop::Lost`] where another owner has it.
@@ -183,7 +199,7 @@ impl Owner {
         if self.record.state == ImportState::Queued {
             self.change(Change::Plan).await?;
         }
-        let plan = planner::plan(&self.services, &self.record, &self.stop).await?;
+        let plan = timed(StepName::Plan, planner::plan(&self.services, &self.record, &self.stop)).await?;
         let (id, epoch) = (self.record.id, self.record.epoch);
         let database = &self.services.database;
         let stored = patiently(&self.stop, "store the plan", || database.store_plan(id, epoch, &plan)).await;
@@ -209,7 +225,7 @@ impl Owner {
             let found = self.record.widened.get(&field.name);
             found.is_some_and(|found| longshore_parse::join_types(&field.kind, found) != field.kind)
         });
-        if wider { Err(Stop::Restart("the inferred columns had to widen")) } else { Ok(()) }
+        if wider { Err(Stop::Restart(AttemptReason::Widened)) } else { Ok(()) }
     }
 
     /// Makes sure that what the ledger counts is staged.
@@ -219,7 +235,7 @@ impl Owner {
         match patiently(&self.stop, "prepare staging", || destination.prepare_staging(ticket, plan)).await {
             Ok(true) => Ok(()),
             Ok(false) | Err(Gave::Stopped) => Err(Stop::Lost),
-            Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart("staged work was lost")),
+            Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart(AttemptReason::StagingLost)),
             Err(Gave::Up(error)) => Err(Stop::Fail(destination_problem(error))),
         }
     }
@@ -271,18 +287,26 @@ impl Owner {
         if self.record.state != ImportState::Publishing {
             self.change(Change::Publish).await?;
         }
+        let rejected_before: u64 = chunks.iter().map(|chunk| chunk.rows_rejected).sum();
         let planned = Planned { chunks: chunks.len() as u64, rows };
         let lookup = ObjectLookup::new(&self.services, &self.record, plan.clone(), chunks);
         let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
         let destination = &self.services.destination;
         let publish = || destination.publish(ticket, &plan, planned, on_error, &lookup);
-        match patiently(&self.stop, "publish", publish).await {
-            Ok(PublishOutcome::Published(published)) => self.succeed(published).await,
-            Ok(PublishOutcome::Fenced) => Err(Stop::Lost),
-            Ok(PublishOutcome::TableAppeared) => Err(Stop::Restart("the table appeared meanwhile")),
+        match timed(StepName::Publish, patiently(&self.stop, "publish", publish)).await {
+            Ok(PublishOutcome::Published(published)) => {
+                let refused = published.rows_rejected.saturating_sub(rejected_before);
+                metrics().rows_rejected(RejectReason::ConstraintViolation, refused);
+                self.succeed(published).await
+            }
+            Ok(PublishOutcome::Fenced) => {
+                metrics().fence_refused();
+                Err(Stop::Lost)
+            }
+            Ok(PublishOutcome::TableAppeared) => Err(Stop::Restart(AttemptReason::TableAppeared)),
             Ok(PublishOutcome::Refused(problem)) => Err(Stop::Fail(problem)),
             Err(Gave::Stopped) => Err(Stop::Lost),
-            Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart("staged work was lost")),
+            Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart(AttemptReason::StagingLost)),
             Err(Gave::Up(error)) => Err(Stop::Fail(destination_problem(error))),
         }
     }
@@ -339,7 +363,8 @@ impl Owner {
     async fn abort(&self) -> Step<bool> {
         let ticket = self.ticket();
         let destination = &self.services.destination;
-        let aborted = patiently(&self.stop, "abort", || destination.abort(ticket)).await;
+        let abort = patiently(&self.stop, "abort", || destination.abort(ticket));
+        let aborted = timed(StepName::Abort, abort).await;
         match aborted.map_err(|gave| problem(gave, destination_problem))? {
             None => Err(Stop::Lost),
             Some(FenceState::Published(_)) => Ok(true),
@@ -353,12 +378,15 @@ impl Owner {
     }
 
     /// A new attempt under the same owner.
-    async fn restart(&mut self, why: &'static str) -> Step<bool> {
+    async fn restart(&mut self, reason: AttemptReason) -> Step<bool> {
         self.reload().await?;
-        tracing::warn!(why, attempt = %self.record.attempt, "the import starts a new attempt");
+        tracing::warn!(reason = reason.as_str(), attempt = %self.record.attempt, "the import starts a new attempt");
         let widened = self.record.widened.clone();
         match self.change(Change::Restart { widened }).await {
-            Ok(()) => self.enter_again().await,
+            Ok(()) => {
+                metrics().import_restarted(reason);
+                self.enter_again().await
+            }
             Err(Stop::Cancel) => self.cancel().await,
             Err(stop) => Err(stop),
         }
@@ -395,11 +423,15 @@ impl Run {
         for row in &ledger {
             let Some(chunk) = chunks.get(row.chunk.0 as usize) else { continue };
             window.finish(row.chunk);
-            done += Tally { rows: row.rows, rejected: row.rejected, bytes: chunk.planned.range.len(), chunks: 1 };
+            let tally = Tally { rows: row.rows, rejected: row.rejected, bytes: chunk.planned.range.len(), chunks: 1 };
+            done += tally;
             if chunk.state != longshore_domain::ChunkState::Done {
                 let database = &owner.services.database;
                 let finish = || database.finish_chunk(id, attempt, row.chunk, row.rejected);
-                patiently(&owner.stop, "mark chunk done", finish).await.map_err(|gave| problem(gave, internal))?;
+                let marked = patiently(&owner.stop, "mark chunk done", finish).await;
+                if marked.map_err(|gave| problem(gave, internal))? {
+                    metrics().chunk_committed(tally);
+                }
             }
         }
         for chunk in &chunks {
@@ -426,7 +458,7 @@ impl Run {
                 plan,
                 after: chunks.last().map(|chunk| chunk.planned),
             };
-            tokio::spawn(scan.run(owner.services.clone(), out, scan_stop.clone()));
+            tokio::spawn(scan.run(owner.services.clone(), out, scan_stop.clone()).in_current_span());
         }
         let chunks_total = chunks.len() as u64;
         Ok(Self { scan, scan_stop, scan_done, window, status, chunks_total, rejected: done.rejected })
@@ -437,6 +469,7 @@ impl Run {
         let mut reports = match owner.services.bus.reports(owner.record.id).await {
             Ok(reports) => reports,
             Err(error) => {
+                error.count();
                 tracing::warn!(%error, "no reports to be had; the database is looked at instead");
                 futures::stream::pending().boxed()
             }
@@ -520,6 +553,7 @@ impl Run {
         let Ticket { import, attempt, epoch } = owner.ticket();
         for chunk in jobs {
             if let Err(error) = owner.services.bus.publish_chunk(&ChunkJob { import, attempt, epoch, chunk }).await {
+                error.count();
                 tracing::warn!(%error, chunk = chunk.0, "chunk job not published; it will be again");
                 return;
             }
@@ -577,6 +611,7 @@ impl Run {
             Some(open) if open.claimed => Republish::Orphaned,
             _ => Republish::Unclaimed,
         });
+        metrics().chunk_jobs_republished(again.len());
         self.publish_jobs(owner, again).await;
         Ok(())
     }

@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 use longshore_storage::bus::BusError;
 use longshore_storage::database::DatabaseError;
 use longshore_storage::destination::DestinationError;
+use longshore_storage::failure::Failure;
 use longshore_storage::objects::ObjectError;
+use longshore_telemetry::metrics;
 
 /// The first pause between two tries; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -18,7 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 const WARN_EVERY: u32 = 5;
 
 /// Whether trying again may help.
-pub trait Transient {
+pub trait Transient: Failure {
     /// Whether it may.
     fn is_transient(&self) -> bool;
 }
@@ -77,11 +79,19 @@ where
             () = stop.cancelled() => return Err(Gave::Stopped),
             result = call() => result,
         };
-        match result {
+        let error = match result {
             Ok(value) => return Ok(value),
-            Err(error) if !error.is_transient() => return Err(Gave::Up(error)),
-            Err(error) if tries % WARN_EVERY == 0 => tracing::warn!(what, tries, %error, "still trying"),
-            Err(error) => tracing::debug!(what, tries, %error, "trying again"),
+            Err(error) => error,
+        };
+        error.count();
+        if !error.is_transient() {
+            return Err(Gave::Up(error));
+        }
+        metrics().dependency_retry(error.dependency());
+        if tries % WARN_EVERY == 0 {
+            tracing::warn!(what, tries, %error, "still trying");
+        } else {
+            tracing::debug!(what, tries, %error, "trying again");
         }
         tokio::select! {
             () = stop.cancelled() => return Err(Gave::Stopped),

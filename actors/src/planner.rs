@@ -8,6 +8,7 @@ use longshore_domain::{ByteRange, ColumnType, LoadPlan, Problem, ProblemKind, Ta
 use longshore_parse::{FormatError, FormatErrorKind, map_columns, read_head};
 use longshore_storage::database::ImportRecord;
 use longshore_storage::destination::DestinationError;
+use longshore_telemetry::metrics;
 
 use crate::chunk::object_problem;
 use crate::patience::{Gave, patiently};
@@ -52,6 +53,7 @@ pub async fn plan(
     let range = ByteRange::new(0, size.min(SAMPLE));
     let sample = patiently(stop, "read the sample", || services.objects.get_range(key, range, etag)).await;
     let sample = sample.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+    metrics().bytes_fetched(sample.len() as u64);
 
     let request = &record.request;
     let given = request.format.clone();

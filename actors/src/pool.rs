@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use longshore_storage::bus::{ChunkJob, Delivery, Receipt};
+use longshore_storage::failure::Failure as _;
+use longshore_telemetry::{metrics, trace};
 
 use crate::chunk::work_on_chunk;
 use crate::services::{Running, Services};
@@ -60,6 +62,7 @@ impl Worker for ChunkWorker {
     ) -> Result<(), ActorProcessingErr> {
         let span =
             tracing::info_span!("chunk", import_id = %msg.job.import, chunk = msg.job.chunk.0, epoch = msg.job.epoch.0);
+        trace::join(&span, msg.job.import);
         let Running { tasks, abandon } = &services.running;
         tasks.track_future(work_on_chunk(services, msg.job, &*msg.receipt, abandon).instrument(span)).await;
         Ok(key)
@@ -95,6 +98,7 @@ impl Actor for ChunkPoolActor {
         (services, stop): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let workers = services.settings.workers.get();
+        metrics().set_chunk_workers(workers);
         let context = services.clone();
         let arguments = FactoryArguments::builder()
             .worker_builder(Box::new(worker_builder(move |_worker| (ChunkWorker, context.clone()))))
@@ -170,6 +174,8 @@ impl ChunkPoolState {
                 }
             }
             Err(error) => {
+                error.count();
+                metrics().dependency_retry(error.dependency());
                 tracing::warn!(%error, "no chunk jobs to be had; trying again");
                 tokio::time::sleep(PULL_PAUSE).await;
             }

@@ -9,6 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use longshore_domain::ImportId;
 use longshore_storage::bus::Delivery;
+use longshore_storage::failure::Failure as _;
+use longshore_telemetry::metrics;
 
 use crate::import::{ImportActor, ImportArguments};
 use crate::services::Services;
@@ -85,6 +87,7 @@ impl Actor for RegistrarActor {
             _ => return Ok(()),
         };
         state.owned.remove(&ended);
+        metrics().set_imports_owned(state.owned.len());
         state.room.send_replace(state.owned.len() < OWNED_AT_MOST);
         Ok(())
     }
@@ -111,14 +114,17 @@ impl RegistrarState {
             Ok(Some(record)) => record,
             Ok(None) => return,
             Err(error) => {
+                error.count();
                 tracing::warn!(import_id = %import, %error, "import not claimed; the sweep tries again");
                 return;
             }
         };
+        metrics().import_claimed();
         let arguments = ImportArguments { services: self.services.clone(), record, stop: self.stop.clone() };
         match Actor::spawn_linked(None, ImportActor, arguments, myself.get_cell()).await {
             Ok((actor, _)) => {
                 self.owned.insert(actor.get_id(), import);
+                metrics().set_imports_owned(self.owned.len());
                 self.room.send_replace(self.owned.len() < OWNED_AT_MOST);
             }
             Err(error) => tracing::error!(import_id = %import, %error, "no supervisor; the lease runs out"),
@@ -151,11 +157,14 @@ async fn pull_jobs(
                 }
                 for Delivery { receipt, .. } in deliveries {
                     if let Err(error) = receipt.ack().await {
+                        error.count();
                         tracing::debug!(%error, "import job not acknowledged; it comes again");
                     }
                 }
             }
             Err(error) => {
+                error.count();
+                metrics().dependency_retry(error.dependency());
                 tracing::warn!(%error, "no import jobs to be had; trying again");
                 tokio::time::sleep(PULL_PAUSE).await;
             }

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use longshore_domain::{ByteOffset, ChunkIndex, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
 use longshore_parse::{ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk};
 use longshore_storage::database::NewChunk;
+use longshore_storage::failure::Failure as _;
+use longshore_telemetry::{Step, metrics, timed};
 
 use crate::chunk::object_problem;
 use crate::patience::{Gave, patiently};
@@ -70,7 +72,7 @@ impl Scan {
     ///
     /// A stream that breaks is taken up where it broke: the planner keeps its state.
     pub async fn run(self, services: Services, out: mpsc::Sender<ScanMessage>, stop: CancellationToken) {
-        let last = match self.scan(&services, &out, &stop).await {
+        let last = match timed(Step::Scan, self.scan(&services, &out, &stop)).await {
             Ok(message) => message,
             Err(Gave::Stopped) => return,
             Err(Gave::Up(problem)) => ScanMessage::Failed(problem),
@@ -103,6 +105,7 @@ impl Scan {
                         Ok(Some(block)) => block,
                         Ok(None) => break,
                         Err(error) => {
+                            error.count();
                             tracing::warn!(%error, position, "the scan was cut off; going on where it was");
                             break;
                         }
@@ -110,6 +113,7 @@ impl Scan {
                 };
                 // Blocks are what the network brings, some tens of KiB: well under a millisecond each.
                 planner.feed(&block, &mut found);
+                metrics().bytes_fetched(block.len() as u64);
                 position += block.len() as u64;
                 if !found.is_empty() {
                     let chunks = number(&mut found, &mut next);

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use longshore_domain::{Epoch, ImportId, Progress, Tally};
 use longshore_storage::bus::Bus;
 use longshore_storage::database::Database;
+use longshore_storage::failure::Failure as _;
 
 /// Between two writes of the counters: four a second.
 const PERSIST_EVERY: Duration = Duration::from_millis(250);
@@ -172,7 +173,10 @@ impl StatusState {
                     tell_watchers(&*self.bus, self.import).await;
                 }
             }
-            Err(error) => tracing::debug!(import_id = %self.import, %error, "progress not persisted; next time"),
+            Err(error) => {
+                error.count();
+                tracing::debug!(import_id = %self.import, %error, "progress not persisted; next time");
+            }
         }
     }
 }

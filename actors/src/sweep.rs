@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tracing::Instrument as _;
 
-use longshore_domain::Trigger;
+use longshore_domain::{ImportState, Trigger};
 use longshore_storage::database::{AwaitingImport, DatabaseError};
+use longshore_storage::failure::Failure as _;
 use longshore_storage::start::{StartOutcome, start_import};
+use longshore_telemetry::{metrics, trace};
 
 use crate::registrar::RegistrarMessage;
 use crate::services::Services;
@@ -78,6 +81,7 @@ impl Actor for SweepActor {
                 let services = state.services.clone();
                 tokio::spawn(async move {
                     if let Err(error) = find_uploads(&services).await {
+                        error.count();
                         tracing::warn!(%error, "the sweep of awaiting imports was cut short");
                     }
                     myself.send_after(services.settings.sweep_interval, || SweepMessage::FindUploads);
@@ -93,7 +97,10 @@ impl SweepState {
         match self.services.database.ownerless(OWNERLESS_AT_ONCE).await {
             Ok(imports) if imports.is_empty() => {}
             Ok(imports) => self.registrar.cast(RegistrarMessage::Considered(imports))?,
-            Err(error) => tracing::warn!(%error, "imports without an owner were not looked for"),
+            Err(error) => {
+                error.count();
+                tracing::warn!(%error, "imports without an owner were not looked for");
+            }
         }
         Ok(())
     }
@@ -105,7 +112,13 @@ async fn find_uploads(services: &Services) -> Result<(), DatabaseError> {
         let page = services.database.awaiting(after, AWAITING_PAGE).await?;
         let Some(last) = page.last() else { return Ok(()) };
         after = Some(last.id);
-        stream::iter(&page).for_each_concurrent(HEADS_AT_ONCE, |import| look(services, import)).await;
+        stream::iter(&page)
+            .for_each_concurrent(HEADS_AT_ONCE, |import| {
+                let span = tracing::info_span!("sweep", import_id = %import.id);
+                trace::join(&span, import.id);
+                look(services, import).instrument(span)
+            })
+            .await;
     }
 }
 
@@ -115,13 +128,20 @@ async fn look(services: &Services, import: &AwaitingImport) {
     match start_import(database, &**objects, &**bus, import.id, Trigger::Sweep).await {
         Ok(StartOutcome::NoObject) => match database.expire(import.id, EXPIRY_GRACE_MS).await {
             Ok(true) => {
+                metrics().import_ended(ImportState::Expired, None);
                 tracing::info!(import_id = %import.id, "import expired");
                 tell_watchers(&**bus, import.id).await;
             }
             Ok(false) => {}
-            Err(error) => tracing::warn!(import_id = %import.id, %error, "import not expired; next time"),
+            Err(error) => {
+                error.count();
+                tracing::warn!(import_id = %import.id, %error, "import not expired; next time");
+            }
         },
         Ok(_) => {}
-        Err(error) => tracing::warn!(import_id = %import.id, %error, "awaiting import not looked at; next time"),
+        Err(error) => {
+            error.count();
+            tracing::warn!(import_id = %import.id, %error, "awaiting import not looked at; next time");
+        }
     }
 }

@@ -10,6 +10,7 @@ use longshore_domain::{ChunkIndex, ImportId, ImportState, ProblemKind, Trigger};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, ImportJob};
 use longshore_storage::database::{Cancelled, ImportRecord, Retried};
 use longshore_storage::start::{StartOutcome, start_import};
+use longshore_telemetry::metrics;
 
 use crate::ApiState;
 use crate::answers::ImportAnswer;
@@ -112,6 +113,10 @@ pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: No
         Cancelled::Now => {
             tracing::info!(import_id = %import, "import cancelled");
             tell_owner(&state, import).await;
+            // One that nobody owned has ended with this call; of the others, the owner counts the end.
+            if find(&state, &id).await?.uploaded_at.is_none() {
+                metrics().import_ended(ImportState::Cancelled, None);
+            }
         }
     }
     accepted(&state, &id).await

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use longshore_domain::{FieldError, Problem, ProblemKind};
 use longshore_storage::database::DatabaseError;
 use longshore_storage::destination::DestinationError;
+use longshore_storage::failure::Failure as _;
 use longshore_storage::objects::ObjectError;
 use longshore_storage::start::StartError;
 
@@ -42,6 +43,7 @@ impl From<Problem> for ApiError {
 
 impl From<DatabaseError> for ApiError {
     fn from(error: DatabaseError) -> Self {
+        error.count();
         match error {
             DatabaseError::Unavailable { .. } => {
                 tracing::warn!(%error, "request not served");
@@ -57,6 +59,7 @@ impl From<DatabaseError> for ApiError {
 
 impl From<ObjectError> for ApiError {
     fn from(error: ObjectError) -> Self {
+        error.count();
         tracing::warn!(%error, "request not served");
         Self::new(ProblemKind::Unavailable, "the object storage is away or refuses this service; try again")
     }
@@ -73,6 +76,7 @@ impl From<StartError> for ApiError {
 
 impl From<DestinationError> for ApiError {
     fn from(error: DestinationError) -> Self {
+        error.count();
         tracing::warn!(%error, "request not served");
         Self::new(ProblemKind::Unavailable, "the destination is away; try again")
     }

@@ -8,11 +8,13 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use tracing::Instrument as _;
 
 use longshore_domain::{CreateRequest, FieldError, Import, ImportId, ImportState, Problem, ProblemKind};
-use longshore_storage::database::{Created, ImportFilter, ImportRecord, NewImport};
+use longshore_storage::database::{Created, IdempotencyKey, ImportFilter, ImportRecord, NewImport};
 use longshore_storage::objects::{PresignedPut, PutTerms};
 use longshore_storage::start::object_key;
+use longshore_telemetry::{metrics, trace};
 
 use crate::ApiState;
 use crate::answers::{ImportAnswer, Page, page};
@@ -53,17 +55,30 @@ pub async fn create(
     let key = idempotency_key(&headers, &value)?;
     check_size(&request, state.objects.max_put_size())?;
     let id = ImportId::generate();
+    let span = tracing::info_span!("create", import_id = %id);
+    trace::join(&span, id);
+    store(&state, id, request, key.as_ref()).instrument(span).await
+}
+
+/// Signs the URL and stores the import, or finds the one that was stored under the key.
+async fn store(
+    state: &ApiState,
+    id: ImportId,
+    request: CreateRequest,
+    key: Option<&IdempotencyKey>,
+) -> Result<Response, ApiError> {
     let object_key = object_key(id, &request.file.name);
     let upload = state.objects.presign_put(&object_key, &terms_of(&request));
     let new = NewImport { id, request, object_key, url_expires_at: upload.expires_at };
-    let (status, record, upload) = match state.database.create(&new, key.as_ref()).await? {
+    let (status, record, upload) = match state.database.create(&new, key).await? {
         Created::New(record) => {
-            tracing::info!(import_id = %id, table = %record.request.destination.table, "import created");
+            tracing::info!(table = %record.request.destination.table, "import created");
+            metrics().import_created();
             (StatusCode::CREATED, record, Some(upload))
         }
         Created::Before(record) => {
-            let upload = fresh_upload(&state, &record).await?;
-            (StatusCode::OK, find(&state, &record.id.to_string()).await?, upload)
+            let upload = fresh_upload(state, &record).await?;
+            (StatusCode::OK, find(state, &record.id.to_string()).await?, upload)
         }
         Created::KeyOfAnother => {
             let detail = "another request was made under this key; a key belongs to one request for good";
@@ -72,7 +87,7 @@ pub async fn create(
     };
     let location = HeaderValue::from_str(&format!("/v1/imports/{}", record.id))
         .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
-    let answer = ImportAnswer::of(&state, &record).with_upload(upload.as_ref());
+    let answer = ImportAnswer::of(state, &record).with_upload(upload.as_ref());
     Ok((status, [(header::LOCATION, location)], Json(answer)).into_response())
 }
 

@@ -9,6 +9,7 @@
 //! - [`parts`]: chunks and rejects of an import.
 //! - [`events`], [`watch`]: an import as it changes.
 //! - [`health`]: liveness and readiness.
+//! - [`metrics`]: what Prometheus reads, and what is counted of each request.
 
 pub mod actions;
 pub mod answers;
@@ -18,6 +19,7 @@ pub mod events;
 pub mod health;
 pub mod idempotency;
 pub mod imports;
+pub mod metrics;
 pub mod openapi;
 pub mod parts;
 pub mod server;
@@ -26,6 +28,7 @@ pub mod watch;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::middleware;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi;
@@ -37,6 +40,7 @@ use longshore_storage::database::Database;
 use longshore_storage::destination::Destination;
 use longshore_storage::objects::ObjectStore;
 
+use metrics::Sampler;
 use watch::Watchers;
 
 /// What the API works with. Cheap to clone.
@@ -54,6 +58,8 @@ pub struct ApiState {
     pub watchers: Watchers,
     /// The OpenAPI document as JSON.
     document: Bytes,
+    /// What the dependencies looked like a moment ago.
+    sampler: Sampler,
 }
 
 impl ApiState {
@@ -67,16 +73,17 @@ impl ApiState {
         stop: CancellationToken,
     ) -> Self {
         let watchers = Watchers::start(database.clone(), Arc::clone(&bus), stop);
-        Self { database, objects, bus, destination, watchers, document: Bytes::new() }
+        Self { database, objects, bus, destination, watchers, document: Bytes::new(), sampler: Sampler::default() }
     }
 }
 
 /// The whole API.
 pub fn router(state: ApiState) -> Router {
     let (routes, document) = routes().split_for_parts();
+    longshore_telemetry::metrics().http_routes(&metrics::routes_of(&document));
     // A document always serialises: it holds nothing but strings and numbers.
     let state = ApiState { document: serde_json::to_vec(&document).unwrap_or_default().into(), ..state };
-    routes.fallback(error::no_such_path).method_not_allowed_fallback(error::method_not_allowed).with_state(state)
+    finish(routes.method_not_allowed_fallback(error::method_not_allowed), state)
 }
 
 /// What is routed, and with it what is documented.
@@ -95,12 +102,18 @@ fn routes() -> OpenApiRouter<ApiState> {
         .merge(health_routes())
 }
 
-/// Only liveness and readiness, for a worker.
+/// Only liveness, readiness and metrics, for a worker.
 pub fn health_router(state: ApiState) -> Router {
-    let (routes, _) = health_routes().split_for_parts();
-    routes.fallback(error::no_such_path).with_state(state)
+    let (routes, document) = health_routes().split_for_parts();
+    longshore_telemetry::metrics().http_routes(&metrics::routes_of(&document));
+    finish(routes, state)
 }
 
 fn health_routes() -> OpenApiRouter<ApiState> {
-    OpenApiRouter::new().routes(routes!(health::live)).routes(routes!(health::ready))
+    OpenApiRouter::new().routes(routes!(health::live)).routes(routes!(health::ready)).routes(routes!(metrics::scrape))
+}
+
+/// What every request goes through.
+fn finish(routes: Router<ApiState>, state: ApiState) -> Router {
+    routes.fallback(error::no_such_path).layer(middleware::from_fn(metrics::observe)).with_state(state)
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
+mod log;
 mod serve;
 mod settings;
 mod wire;
@@ -10,13 +11,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use client::{Client, ImportOrder};
+use log::Log;
 use serve::Role;
 use settings::Settings;
 
@@ -106,6 +107,18 @@ enum Command {
     },
 }
 
+impl Command {
+    /// The lasting role that it runs; `None` for a command that passes.
+    fn role(&self) -> Option<&'static str> {
+        match self {
+            Self::Serve => Some("serve"),
+            Self::Api => Some("api"),
+            Self::Worker => Some("worker"),
+            _ => None,
+        }
+    }
+}
+
 #[derive(clap::Args)]
 struct Remote {
     /// The server's address.
@@ -154,10 +167,6 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    if let Err(error) = start_log(&settings, &arguments.command) {
-        eprintln!("longshore: {error:#}");
-        return ExitCode::from(USAGE);
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -165,28 +174,22 @@ fn main() -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    match runtime.block_on(run(arguments.command, settings)) {
+    let log = match Log::start(&settings, arguments.command.role(), runtime.handle()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("longshore: {error:#}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let ended = runtime.block_on(run(arguments.command, settings));
+    log.finish();
+    match ended {
         Ok(code) => code,
         Err(error) => {
             eprintln!("longshore: {error:#}");
             ExitCode::from(FAILED)
         }
     }
-}
-
-fn start_log(settings: &Settings, command: &Command) -> Result<()> {
-    let lasting = matches!(command, Command::Serve | Command::Api | Command::Worker);
-    // ractor and the drivers speak up only when something is wrong.
-    let default = if lasting { "info,ractor=warn,async_nats=warn,sqlx=warn,s3s=off" } else { "warn,s3s=off" };
-    let filter = match &settings.log {
-        Some(filter) => {
-            EnvFilter::try_new(filter).context("the setting LONGSHORE_LOG must be a tracing filter such as info")?
-        }
-        None => EnvFilter::new(default),
-    };
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
-    Ok(())
 }
 
 async fn run(command: Command, settings: Settings) -> Result<ExitCode> {

@@ -17,7 +17,7 @@ const PREFIX: &str = "LONGSHORE_";
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not 0");
 
 /// Every setting, without the prefix.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 22] = [
     "LISTEN",
     "DATA_DIR",
     "DATABASE_URL",
@@ -37,6 +37,8 @@ const KNOWN: [&str; 20] = [
     "SWEEP_INTERVAL",
     "MAX_CONNECTIONS",
     "LOG",
+    "LOG_FORMAT",
+    "OTLP_ENDPOINT",
     "SERVER",
 ];
 
@@ -46,6 +48,15 @@ pub struct S3Settings {
     pub endpoint: Url,
     pub access_key_id: String,
     pub secret_access_key: Secret,
+}
+
+/// How a log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// All settings, typed.
@@ -74,6 +85,9 @@ pub struct Settings {
     /// Connections that the API takes at once.
     pub max_connections: NonZeroUsize,
     pub log: Option<String>,
+    pub log_format: LogFormat,
+    /// `None`: no traces are sent.
+    pub otlp_endpoint: Option<Url>,
 }
 
 impl Settings {
@@ -175,7 +189,7 @@ impl Values {
         match read(&text) {
             Some(value) => Ok(Some(value)),
             // Values that may be secrets are not shown.
-            None if key.ends_with("URL") || key.contains("KEY") => {
+            None if key.ends_with("URL") || key.ends_with("ENDPOINT") || key.contains("KEY") => {
                 bail!("the setting {PREFIX}{key} must be {expected}")
             }
             None => bail!("the setting {PREFIX}{key} must be {expected}, not '{text}'"),
@@ -193,6 +207,16 @@ impl Values {
             let known = schemes.iter().any(|scheme| text.starts_with(scheme) && text.len() > scheme.len());
             known.then(|| Secret::new(text))
         })
+    }
+
+    /// Credentials would be shown with the settings, and belong into a header.
+    fn otlp_endpoint(&mut self) -> Result<Option<Url>> {
+        match self.url("OTLP_ENDPOINT", &["http", "https"])? {
+            Some(url) if !url.username().is_empty() || url.password().is_some() => bail!(
+                "the setting {PREFIX}OTLP_ENDPOINT must not carry credentials; OTEL_EXPORTER_OTLP_HEADERS takes a header with them"
+            ),
+            url => Ok(url),
+        }
     }
 
     fn typed(mut self) -> Result<Settings> {
@@ -258,6 +282,14 @@ impl Values {
                 })?
                 .unwrap_or(CONNECTIONS),
             log: self.take("LOG"),
+            log_format: self
+                .parse("LOG_FORMAT", "text or json", |text| match text {
+                    "text" => Some(LogFormat::Text),
+                    "json" => Some(LogFormat::Json),
+                    _ => None,
+                })?
+                .unwrap_or(LogFormat::Text),
+            otlp_endpoint: self.otlp_endpoint()?,
         })
     }
 }
@@ -305,6 +337,16 @@ mod tests {
     }
 
     #[test]
+    fn logs_are_text_and_traces_stay_here_unless_asked() {
+        let settings = read(&[]).unwrap();
+        assert_eq!((settings.log_format, settings.otlp_endpoint), (LogFormat::Text, None));
+        let asked = [("LONGSHORE_LOG_FORMAT", "json"), ("LONGSHORE_OTLP_ENDPOINT", "http://collector:4318")];
+        let settings = read(&asked).unwrap();
+        assert_eq!(settings.log_format, LogFormat::Json);
+        assert_eq!(settings.otlp_endpoint.unwrap().as_str(), "http://collector:4318/");
+    }
+
+    #[test]
     fn unknown_settings_and_bad_values_are_named() {
         for (name, value) in [
             ("LONGSHORE_LISTN", "x"),
@@ -319,6 +361,8 @@ mod tests {
             ("LONGSHORE_NATS_URL", "http://x"),
             ("LONGSHORE_NATS_EVENTS_SUBJECT", "a.>"),
             ("LONGSHORE_S3_NOTIFICATION_ARN", "nats"),
+            ("LONGSHORE_LOG_FORMAT", "yaml"),
+            ("LONGSHORE_OTLP_ENDPOINT", "collector:4317"),
         ] {
             let error = read(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
@@ -328,6 +372,8 @@ mod tests {
     #[test]
     fn secrets_are_never_shown() {
         let error = read(&[("LONGSHORE_DATABASE_URL", "mysql://u:hunter2@h")]).unwrap_err();
+        assert!(!format!("{error:#}").contains("hunter2"));
+        let error = read(&[("LONGSHORE_OTLP_ENDPOINT", "http://u:hunter2@h:4318")]).unwrap_err();
         assert!(!format!("{error:#}").contains("hunter2"));
         let shown = format!("{:?}", read(&[("LONGSHORE_DATABASE_URL", "postgres://u:hunter2@h/d")]).unwrap());
         assert!(!shown.contains("hunter2"), "{shown}");

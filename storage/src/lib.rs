@@ -5,9 +5,11 @@
 //! - [`database`]: imports, plans, leases and status, through sea-orm.
 //! - [`destination`]: staging, ledger, rejects and publish; PostgreSQL and SQLite.
 //! - [`start`]: the one start behind three triggers.
+//! - [`failure`]: failed calls, counted.
 
 pub mod bus;
 pub mod database;
 pub mod destination;
+pub mod failure;
 pub mod objects;
 pub mod start;

@@ -1,10 +1,13 @@
 //! Three triggers, one start: whoever believes that an object arrived calls [`start_import`], any number of times, in any
 //! order. Size and ETag come from a HEAD, never from a message, and the start itself is one compare-and-set.
 
+use chrono::{DateTime, Utc};
 use longshore_domain::{ImportId, ImportState, Trigger};
+use longshore_telemetry::metrics;
 
-use crate::bus::{Bus, BusError, ImportJob};
+use crate::bus::{Bus, ImportJob};
 use crate::database::{Database, DatabaseError, Started};
+use crate::failure::Failure as _;
 use crate::objects::{ObjectError, ObjectStore};
 
 /// The prefix of every key that is ours.
@@ -70,8 +73,10 @@ pub async fn start_import(
     match database.start(id, trigger, head.size, &head.etag).await? {
         Started::Now => {
             tracing::info!(import_id = %id, trigger = trigger.as_str(), size = head.size, "import started");
-            if let Err(BusError { reason, .. }) = bus.publish_import(&ImportJob { import: id }).await {
-                tracing::warn!(import_id = %id, reason, "import job not published; the sweep will find it");
+            metrics().import_started(trigger, head.last_modified.and_then(since));
+            if let Err(error) = bus.publish_import(&ImportJob { import: id }).await {
+                error.count();
+                tracing::warn!(import_id = %id, %error, "import job not published; the sweep will find it");
             }
             if let Err(BusError { reason, .. }) = bus.changed(id).await {
                 tracing::debug!(import_id = %id, reason, "watchers were not told of the start");
@@ -81,6 +86,11 @@ pub async fn start_import(
         Started::Before(state) => Ok(StartOutcome::Before(state)),
         Started::Unknown => Ok(StartOutcome::Unknown),
     }
+}
+
+/// How long ago that was by this machine's clock; nothing where the storage's clock is ahead of it.
+fn since(time: DateTime<Utc>) -> Option<std::time::Duration> {
+    (Utc::now() - time).to_std().ok()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use longshore_domain::{Attempt, ChunkIndex, Epoch, ImportId, Tally};
 use longshore_storage::bus::{
     Bus, ChunkJob, ChunkOutcome, ChunkReport, Delivery, ImportJob, InProcessBus, NatsBus, NatsConfig, StorageEvent,
 };
+use longshore_telemetry::QueueName;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -61,6 +62,7 @@ on_every_bus!(
     reports_reach_the_listeners_of_their_import,
     changes_reach_whoever_watches,
     it_answers_and_can_be_prepared_again,
+    it_tells_how_full_its_queues_are,
 );
 
 fn config(url: &str) -> NatsConfig {
@@ -101,6 +103,31 @@ async fn nothing_comes(bus: &dyn Bus, wait: Duration) {
         let jobs = bus.pull_chunks(10, end - Instant::now()).await.unwrap();
         assert!(jobs.is_empty(), "{:?} came again", jobs[0].message);
     }
+}
+
+async fn it_tells_how_full_its_queues_are(bus: Arc<dyn Bus>) {
+    let depth = async |queue| {
+        let depths = bus.depths().await.unwrap();
+        assert_eq!(depths.iter().map(|depth| depth.queue).collect::<Vec<_>>(), QueueName::ALL);
+        let depth = *depths.iter().find(|depth| depth.queue == queue).unwrap();
+        (depth.waiting, depth.delivered)
+    };
+    assert_eq!(depth(QueueName::Chunks).await, (0, 0));
+    for chunk in 0..3 {
+        bus.publish_chunk(&job(chunk)).await.unwrap();
+    }
+    bus.publish_event(&event("a")).await.unwrap();
+    assert_eq!(depth(QueueName::Chunks).await, (3, 0));
+    assert_eq!((depth(QueueName::Events).await, depth(QueueName::Imports).await), ((1, 0), (0, 0)));
+    let delivery = pull_one(&*bus).await;
+    assert_eq!(depth(QueueName::Chunks).await, (2, 1));
+    delivery.receipt.hand_back(LONG).await.unwrap();
+    // JetStream takes answers without one of its own.
+    until("the job is handed back", async || depth(QueueName::Chunks).await == (2, 1)).await;
+    let delivery = pull_one(&*bus).await;
+    assert_eq!(depth(QueueName::Chunks).await, (1, 2));
+    delivery.receipt.ack().await.unwrap();
+    until("the job is acknowledged", async || depth(QueueName::Chunks).await == (1, 1)).await;
 }
 
 async fn an_acknowledged_job_never_comes_again(bus: Arc<dyn Bus>) {

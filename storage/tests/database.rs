@@ -88,6 +88,7 @@ on_both! {
     a_retry_begins_a_new_attempt_once
     a_fresh_url_keeps_an_import_from_expiring
     an_older_version_starts_and_works_beside_this_one
+    the_backlog_is_what_is_not_done
 }
 
 fn request(table: &str) -> CreateRequest {
@@ -545,4 +546,31 @@ async fn an_older_version_starts_and_works_beside_this_one(database: Database, u
     raw(&url, &["INSERT INTO longshore_schema (step) VALUES ('m9999_to_come')", "SELECT 'done'"]).await;
     database.migrate().await.unwrap();
     assert_eq!(database.versions(&[record.id, ImportId::generate()]).await.unwrap(), [(record.id, record.version)]);
+}
+
+async fn the_backlog_is_what_is_not_done(database: Database, _: String) {
+    assert_eq!(database.backlog().await.unwrap(), []);
+    create(&database, "t").await;
+    create(&database, "t").await;
+    started(&database).await;
+    let record = running(&database).await;
+    let (id, attempt, epoch) = (record.id, record.attempt, record.epoch);
+    database.store_chunks(id, attempt, epoch, &[chunk(0), chunk(1), chunk(2)], false).await.unwrap();
+    let progress = Progress::of(100, 3, Tally { rows: 10, rejected: 0, bytes: 10, chunks: 1 });
+    assert!(database.store_progress(id, epoch, &progress).await.unwrap());
+    let ended = running(&database).await;
+    assert!(database.change(ended.id, ended.epoch, ImportState::Running, &Change::Fail).await.unwrap());
+
+    let mut backlog = database.backlog().await.unwrap();
+    backlog.sort_by_key(|found| found.state.as_str());
+    let seen: Vec<_> = backlog.iter().map(|found| (found.state, found.imports, found.chunks, found.bytes)).collect();
+    assert_eq!(
+        seen,
+        [(ImportState::AwaitingUpload, 2, 0, 0), (ImportState::Queued, 1, 0, 100), (ImportState::Running, 1, 2, 90),]
+    );
+    // The oldest only gets older, by the database's clock.
+    let before = backlog[0].oldest;
+    let mut later = database.backlog().await.unwrap();
+    later.sort_by_key(|found| found.state.as_str());
+    assert!(later[0].oldest >= before && later[0].oldest < std::time::Duration::from_secs(600));
 }

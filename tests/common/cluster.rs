@@ -26,12 +26,14 @@ pub struct Options<'a> {
     pub chunk_size: &'a str,
     /// The database's server, where it is not the test server.
     pub postgres: Option<&'a str>,
+    /// More settings of every process.
+    pub more: Env,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
         // Nothing is found by the sweep unless a test asks for it.
-        Self { workers: 3, events: false, sweep: "1h", chunk_size: "8192", postgres: None }
+        Self { workers: 3, events: false, sweep: "1h", chunk_size: "8192", postgres: None, more: Env::new() }
     }
 }
 
@@ -78,6 +80,7 @@ impl Cluster {
         if options.events {
             set("S3_NOTIFICATION_ARN", NOTIFICATION_ARN);
         }
+        env.extend(options.more.iter().cloned());
         let logs = folder.path().to_owned();
         let api = Process::longshore("api", "api", env.clone(), &logs);
         let mut cluster = Self {

@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use longshore_domain::ImportId;
+use longshore_telemetry::QueueName;
 
-use super::{ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, Receipt, StorageEvent};
+use super::{ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, StorageEvent};
 
 /// Messages that one queue holds, delivered ones included. A full queue refuses: the database knows what is to be done.
 const QUEUE_BOUND: usize = 65_536;
@@ -66,6 +67,14 @@ impl Bus for InProcessBus {
 
     async fn check(&self) -> Result<(), BusError> {
         Ok(())
+    }
+
+    async fn depths(&self) -> Result<Vec<QueueDepth>, BusError> {
+        Ok(vec![
+            self.events.depth(QueueName::Events),
+            self.imports.depth(QueueName::Imports),
+            self.chunks.depth(QueueName::Chunks),
+        ])
     }
 
     async fn publish_event(&self, event: &StorageEvent) -> Result<(), BusError> {
@@ -227,6 +236,17 @@ impl<T: Clone + Send + 'static> Queue<T> {
         }
         self.changed.notify_waiters();
         Ok(())
+    }
+
+    fn depth(&self, queue: QueueName) -> QueueDepth {
+        let mut state = self.lock();
+        // Deliveries that ran out wait again.
+        state.advance(Instant::now());
+        QueueDepth {
+            queue,
+            waiting: state.ready.len() as u64,
+            delivered: (state.delivered.len() + state.delayed.len()) as u64,
+        }
     }
 
     async fn pull(self: &Arc<Self>, most: usize, wait: Duration) -> Vec<Delivery<T>> {

@@ -21,6 +21,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use longshore_domain::{Attempt, ChunkIndex, Epoch, ImportId, Tally};
+use longshore_telemetry::QueueName;
 
 /// An object arrived, says the storage. The key is decoded; nothing else of the message is believed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +100,17 @@ pub struct Delivery<T> {
     pub receipt: Box<dyn Receipt>,
 }
 
+/// How full a queue is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// Which.
+    pub queue: QueueName,
+    /// Messages that nobody has.
+    pub waiting: u64,
+    /// Messages that were delivered and are not answered for. One that was handed back counts until it is delivered again.
+    pub delivered: u64,
+}
+
 /// How long a delivery may stay unanswered before it is delivered again.
 pub const ACK_WAIT: Duration = Duration::from_secs(10);
 
@@ -112,6 +124,9 @@ pub trait Bus: Send + Sync {
 
     /// Whether the bus answers, for `/readyz`.
     async fn check(&self) -> Result<(), BusError>;
+
+    /// How full each queue is, of all nodes together; for the metrics.
+    async fn depths(&self) -> Result<Vec<QueueDepth>, BusError>;
 
     /// Publishes a storage event (embedded endpoint; S3 servers publish their own).
     async fn publish_event(&self, event: &StorageEvent) -> Result<(), BusError>;

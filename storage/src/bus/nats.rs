@@ -34,7 +34,9 @@ use url::Url;
 
 use longshore_domain::ImportId;
 
-use super::{ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, Receipt, StorageEvent, s3_event};
+use super::{
+    ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, StorageEvent, s3_event,
+};
 use jetstream::{Fault, JetStream, Queue};
 use receipt::{PartReceipt, Whole};
 
@@ -261,6 +263,14 @@ impl Bus for NatsBus {
         }
         match tokio::time::timeout(CHECK_TIMEOUT, self.jetstream.probe()).await {
             Ok(answer) => answer,
+            Err(_) => Err(self.error(format!("no answer within {CHECK_TIMEOUT:?}"))),
+        }
+    }
+
+    async fn depths(&self) -> Result<Vec<QueueDepth>, BusError> {
+        let depths = futures::future::try_join_all(Queue::ALL.map(|queue| self.jetstream.depth(queue)));
+        match tokio::time::timeout(CHECK_TIMEOUT, depths).await {
+            Ok(depths) => depths,
             Err(_) => Err(self.error(format!("no answer within {CHECK_TIMEOUT:?}"))),
         }
     }

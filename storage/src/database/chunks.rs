@@ -337,7 +337,7 @@ impl Database {
         Err(DatabaseError::Unavailable { reason: "the wider types were changed by others all the time".into() })
     }
 
-    /// Marks a chunk done, after its ledger row is committed. May run twice.
+    /// Marks a chunk done, after its ledger row is committed. May run twice; `true` where this call made it so.
     ///
     /// # Errors
     /// [`DatabaseError`]
@@ -347,9 +347,9 @@ impl Database {
         attempt: Attempt,
         chunk: ChunkIndex,
         rejected: u64,
-    ) -> Result<(), DatabaseError> {
+    ) -> Result<bool, DatabaseError> {
         let _turn = self.turn().await;
-        chunks::Entity::update_many()
+        let changed = chunks::Entity::update_many()
             .col_expr(chunks::Column::State, Expr::value(ChunkState::Done.as_str()))
             .col_expr(chunks::Column::RowsRejected, Expr::value(signed(rejected)))
             .filter(chunks::Column::ImportId.eq(id.0))
@@ -358,7 +358,7 @@ impl Database {
             .filter(chunks::Column::State.ne(ChunkState::Done.as_str()))
             .exec(&self.connection)
             .await?;
-        Ok(())
+        Ok(changed.rows_affected == 1)
     }
 }
 

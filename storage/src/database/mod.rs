@@ -4,6 +4,7 @@
 //! compare-and-set: on its state, and on its epoch where an owner makes it. Leases and claims are compared with the
 //! database's own clock (invariant 11).
 
+mod backlog;
 mod chunks;
 mod clients;
 mod entity;
@@ -22,6 +23,7 @@ use sea_orm::{
 
 use crate::destination::gate::WriteGate;
 
+pub use backlog::Backlog;
 pub use chunks::{ChunkClaim, ChunkRecord, NewChunk, OpenChunk};
 pub use clients::{Cancelled, Created, IdempotencyKey, Retried};
 pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};

@@ -16,8 +16,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use longshore_domain::{
-    Attempt, ChunkIndex, Epoch, ImportId, LineNumber, LoadPlan, OnError, Problem, Reject, RowNumber, TableDescription,
-    TableName, Tally,
+    Attempt, ChunkIndex, Epoch, ImportId, LineNumber, LoadPlan, OnError, Problem, Reject, RejectReason, RowNumber,
+    TableDescription, TableName, Tally,
 };
 use longshore_parse::ParsedChunk;
 
@@ -122,6 +122,14 @@ pub enum DestinationError {
 pub trait RecordLookup: Send + Sync {
     /// The records, in any order; one that cannot be found may be missing.
     async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError>;
+}
+
+/// Counts the rejects of a chunk that was just committed.
+fn count_rejects(reasons: impl Iterator<Item = RejectReason> + Clone) {
+    for reason in RejectReason::ALL {
+        let rows = reasons.clone().filter(|found| *found == reason).count();
+        longshore_telemetry::metrics().rows_rejected(reason, rows as u64);
+    }
 }
 
 /// A destination. One conformance suite: `tests/destination.rs`. Every method may run twice without harm.

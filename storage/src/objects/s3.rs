@@ -16,6 +16,7 @@ use tracing::debug;
 use url::Url;
 
 use longshore_domain::ByteRange;
+use longshore_telemetry::{Dependency, metrics};
 
 use super::notification;
 use super::presign::{Signer, shown};
@@ -236,6 +237,7 @@ impl Reading {
                 return Err(self.inner.unavailable(reason));
             }
             debug!(key = self.key, position = self.position, reason, "reading on after a broken answer");
+            metrics().dependency_retry(Dependency::Objects);
             pause(self.failures).await;
         }
         Ok(None)
@@ -257,6 +259,7 @@ impl Inner {
                 Err(Failure::Again(reason)) if tries >= TRIES => return Err(self.unavailable(reason)),
                 Err(Failure::Again(reason)) => {
                     debug!(endpoint = self.endpoint, tries, reason, "asking the object storage again");
+                    metrics().dependency_retry(Dependency::Objects);
                     pause(tries).await;
                 }
             }

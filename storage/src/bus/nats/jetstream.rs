@@ -13,7 +13,8 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::{CALL_TIMEOUT, NatsConfig};
-use crate::bus::BusError;
+use crate::bus::{BusError, QueueDepth};
+use longshore_telemetry::QueueName;
 
 /// How long events are kept. The sweep has found their objects long before.
 const EVENTS_AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -37,7 +38,7 @@ pub(super) enum Queue {
 }
 
 impl Queue {
-    const ALL: [Self; 3] = [Self::Events, Self::Imports, Self::Chunks];
+    pub(super) const ALL: [Self; 3] = [Self::Events, Self::Imports, Self::Chunks];
 
     /// For logs, and the last part of the stream's name.
     pub(super) const fn name(self) -> &'static str {
@@ -45,6 +46,14 @@ impl Queue {
             Self::Events => "EVENTS",
             Self::Imports => "IMPORTS",
             Self::Chunks => "CHUNKS",
+        }
+    }
+
+    const fn label(self) -> QueueName {
+        match self {
+            Self::Events => QueueName::Events,
+            Self::Imports => QueueName::Imports,
+            Self::Chunks => QueueName::Chunks,
         }
     }
 
@@ -215,6 +224,15 @@ impl JetStream {
         let acknowledged = self.context.publish(self.subject(queue), body).await.map_err(fault)?;
         acknowledged.await.map_err(fault)?;
         Ok(())
+    }
+
+    /// How full a queue is, as its consumer sees it.
+    pub(super) async fn depth(&self, queue: Queue) -> Result<QueueDepth, BusError> {
+        let (consumer, stream) = (self.consumer(queue), self.stream(queue));
+        let found = self.context.get_consumer_from_stream::<pull::Config, _, _>(&consumer, &stream).await;
+        let found = found.map_err(|error| self.error(format!("{stream} tells nothing of {consumer}: {error}")))?;
+        let info = found.cached_info();
+        Ok(QueueDepth { queue: queue.label(), waiting: info.num_pending, delivered: info.num_ack_pending as u64 })
     }
 
     fn not_made(&self, name: &str, error: &dyn std::fmt::Display) -> BusError {

@@ -18,7 +18,7 @@ use super::{rejects, staging};
 use crate::destination::cells;
 use crate::destination::encode::{Shape, encode};
 use crate::destination::shape::{self, Extent, check_chunk};
-use crate::destination::{DestinationError, RecordLookup, Ticket, Written, sql};
+use crate::destination::{DestinationError, RecordLookup, Ticket, Written, count_rejects, sql};
 
 /// Encoded pieces between the encoder's thread and the connection.
 const PIECES_IN_FLIGHT: usize = 2;
@@ -101,7 +101,10 @@ pub(super) async fn write_chunk(
         return Ok(Written::Fenced);
     }
     match session.commit().await? {
-        Commit::Done => Ok(Written::Committed(Tally { rows, rejected, ..Tally::default() })),
+        Commit::Done => {
+            count_rejects(rejects.iter().map(|reject| reject.reason));
+            Ok(Written::Committed(Tally { rows, rejected, ..Tally::default() }))
+        }
         Commit::Unknown(error) => look_up(pool, ticket, chunk, error).await,
     }
 }

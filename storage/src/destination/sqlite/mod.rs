@@ -155,12 +155,18 @@ impl Destination for SqliteDestination {
         // Staging takes whatever a batch can hold: no row is refused here.
         let extent = shape::check_chunk(plan, &parsed)?;
         let plan = plan.clone();
-        self.write(
-            Class::Bulk,
-            move |connection| write::write_chunk(connection, ticket, chunk, &plan, extent, parsed),
-            |written| matches!(written, Written::Committed(_)),
-        )
-        .await
+        let reasons: Vec<_> = parsed.rejects.iter().map(|reject| reject.reason).collect();
+        let written = self
+            .write(
+                Class::Bulk,
+                move |connection| write::write_chunk(connection, ticket, chunk, &plan, extent, parsed),
+                |written| matches!(written, Written::Committed(_)),
+            )
+            .await?;
+        if matches!(written, Written::Committed(_)) {
+            super::count_rejects(reasons.into_iter());
+        }
+        Ok(written)
     }
 
     async fn ledger(&self, import: ImportId, attempt: Attempt) -> Result<Vec<LedgerRow>, DestinationError> {

@@ -1,0 +1,70 @@
+//! Logs and traces: what `LONGSHORE_LOG`, `LONGSHORE_LOG_FORMAT` and `LONGSHORE_OTLP_ENDPOINT` ask for. Started once, by
+//! `main`, before anything else; finished by it at the end.
+
+mod json;
+mod otlp;
+
+use std::io::{IsTerminal as _, stderr};
+
+use anyhow::{Context as _, Result};
+use tokio::runtime::Handle;
+use tracing::Subscriber;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _};
+
+use crate::settings::{LogFormat, Settings};
+use json::JsonLog;
+use otlp::Exporter;
+
+/// What a lasting role logs: ractor and the drivers speak up only when something is wrong.
+const LASTING: &str = "info,ractor=warn,async_nats=warn,sqlx=warn,s3s=off";
+/// What a command logs that people look at.
+const PASSING: &str = "warn,s3s=off";
+
+/// Logs and traces that were started.
+pub struct Log {
+    exporter: Option<Exporter>,
+}
+
+impl Log {
+    /// Starts what the settings ask for. `role` names the process in traces, and is `None` for a command that passes.
+    ///
+    /// # Errors
+    /// Says which setting is bad. An endpoint that is away is none: spans are dropped until it is there.
+    pub fn start(settings: &Settings, role: Option<&'static str>, runtime: &Handle) -> Result<Self> {
+        let filter = match &settings.log {
+            Some(filter) => {
+                EnvFilter::try_new(filter).context("the setting LONGSHORE_LOG must be a tracing filter such as info")?
+            }
+            None => EnvFilter::new(if role.is_some() { LASTING } else { PASSING }),
+        };
+        let exporter = match &settings.otlp_endpoint {
+            Some(endpoint) => Some(Exporter::start(endpoint, role.unwrap_or("import"), runtime)?),
+            None => None,
+        };
+        let traces = exporter.as_ref().map(Exporter::layer);
+        tracing_subscriber::registry().with(traces).with(written(settings.log_format).with_filter(filter)).init();
+        Ok(Self { exporter })
+    }
+
+    /// Sends the last spans, for a bounded time. Not to be called from inside the runtime.
+    pub fn finish(self) {
+        if let Some(exporter) = self.exporter {
+            exporter.finish();
+        }
+    }
+}
+
+/// Lines on stderr.
+fn written<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    match format {
+        LogFormat::Json => Box::new(JsonLog::new(stderr)),
+        LogFormat::Text => {
+            Box::new(tracing_subscriber::fmt::layer().with_ansi(stderr().is_terminal()).with_writer(stderr))
+        }
+    }
+}
