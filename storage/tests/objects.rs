@@ -689,7 +689,7 @@ async fn a_bucket_that_may_not_be_looked_at_is_known_by_what_a_read_says() {
     let (store, server) = scripted(blind("404 Not Found", "NoSuchKey")).await;
     store.check().await.unwrap();
     let asked = server.await.unwrap();
-    assert!(asked[0].starts_with("HEAD /imports?"), "{}", asked[0]);
+    assert!(asked[0].starts_with("HEAD /imports/?"), "{}", asked[0]);
     assert!(asked[1].starts_with("GET /imports/imports/"), "{}", asked[1]);
 
     // Neither is there anything to make, nor would this server answer a third request.
