@@ -20,6 +20,10 @@ test *ARGS:
 unit:
     cargo test --release -p longshore-domain -p longshore-parse -p longshore-actors -p longshore-api
 
+# Compose file, Dockerfiles, units and configuration, as far as that goes without a container engine
+validate:
+    deploy/validate
+
 # Everything that a change has to pass
 ci:
     .ci/run

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
+mod healthcheck;
 mod log;
 mod serve;
 mod settings;
@@ -40,6 +41,12 @@ enum Command {
     Api,
     /// Runs a worker of a cluster.
     Worker,
+    /// Asks the process that listens on LONGSHORE_LISTEN whether it is ready; for containers, which have no curl.
+    Healthcheck {
+        /// Whether it is alive is enough.
+        #[arg(long)]
+        live: bool,
+    },
     /// Imports a file and waits until it is done.
     Import {
         /// The CSV file.
@@ -197,6 +204,7 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
         Command::Serve => serve::run(Role::Serve, &settings).await?,
         Command::Api => serve::run(Role::Api, &settings).await?,
         Command::Worker => serve::run(Role::Worker, &settings).await?,
+        Command::Healthcheck { live } => healthcheck::run(&settings, live).await?,
         Command::Import { file, table, server, max_rejects, null_values, json } => {
             if !file.is_file() {
                 eprintln!("longshore: there is no file {}", file.display());

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use longshore_storage::objects::Secret;
+use longshore_storage::objects::{AccessKey, Secret};
 use url::Url;
 
 const PREFIX: &str = "LONGSHORE_";
@@ -17,7 +17,7 @@ const PREFIX: &str = "LONGSHORE_";
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not 0");
 
 /// Every setting, without the prefix.
-const KNOWN: [&str; 22] = [
+const KNOWN: [&str; 24] = [
     "LISTEN",
     "DATA_DIR",
     "DATABASE_URL",
@@ -31,6 +31,8 @@ const KNOWN: [&str; 22] = [
     "S3_REGION",
     "S3_ACCESS_KEY_ID",
     "S3_SECRET_ACCESS_KEY",
+    "S3_SIGNER_ACCESS_KEY_ID",
+    "S3_SIGNER_SECRET_ACCESS_KEY",
     "S3_NOTIFICATION_ARN",
     "CHUNK_SIZE",
     "WORKERS",
@@ -48,6 +50,8 @@ pub struct S3Settings {
     pub endpoint: Url,
     pub access_key_id: String,
     pub secret_access_key: Secret,
+    /// Signs uploads; `None`: the key above does.
+    pub signer: Option<AccessKey>,
 }
 
 /// How a log is written.
@@ -219,13 +223,28 @@ impl Values {
         }
     }
 
+    /// The key for uploads: both halves or none, and only for an S3 server.
+    fn signer(&mut self, endpoint: bool) -> Result<Option<AccessKey>> {
+        let id = self.take("S3_SIGNER_ACCESS_KEY_ID");
+        let secret = self.take("S3_SIGNER_SECRET_ACCESS_KEY").map(Secret::new);
+        match (id, secret) {
+            (None, None) => Ok(None),
+            (Some(id), Some(secret)) if endpoint => Ok(Some(AccessKey { id, secret })),
+            _ => bail!(
+                "LONGSHORE_S3_SIGNER_ACCESS_KEY_ID and LONGSHORE_S3_SIGNER_SECRET_ACCESS_KEY belong together, and to \
+                 LONGSHORE_S3_ENDPOINT"
+            ),
+        }
+    }
+
     fn typed(mut self) -> Result<Settings> {
         let endpoint = self.url("S3_ENDPOINT", &["http", "https"])?;
         let access_key_id = self.take("S3_ACCESS_KEY_ID");
         let secret = self.take("S3_SECRET_ACCESS_KEY").map(Secret::new);
+        let signer = self.signer(endpoint.is_some())?;
         let s3 = match (endpoint, access_key_id, secret) {
             (Some(endpoint), Some(access_key_id), Some(secret_access_key)) => {
-                Some(S3Settings { endpoint, access_key_id, secret_access_key })
+                Some(S3Settings { endpoint, access_key_id, secret_access_key, signer })
             }
             (Some(_), _, _) => bail!(
                 "LONGSHORE_S3_ENDPOINT is set; LONGSHORE_S3_ACCESS_KEY_ID and LONGSHORE_S3_SECRET_ACCESS_KEY must be, too"
@@ -389,6 +408,24 @@ mod tests {
             ("LONGSHORE_S3_SECRET_ACCESS_KEY", "b"),
         ];
         assert!(read(&whole).unwrap().s3.is_some());
+    }
+
+    #[test]
+    fn the_key_for_uploads_is_whole_and_belongs_to_an_endpoint() {
+        let signer = [("LONGSHORE_S3_SIGNER_ACCESS_KEY_ID", "a"), ("LONGSHORE_S3_SIGNER_SECRET_ACCESS_KEY", "hunter2")];
+        let whole = [
+            ("LONGSHORE_S3_ENDPOINT", "http://127.0.0.1:9000"),
+            ("LONGSHORE_S3_ACCESS_KEY_ID", "a"),
+            ("LONGSHORE_S3_SECRET_ACCESS_KEY", "b"),
+        ];
+        let settings = read(&[&whole[..], &signer].concat()).unwrap();
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        assert_eq!(settings.s3.unwrap().signer.unwrap().id, "a");
+        for half in [&signer[..1], &signer[1..]] {
+            let error = read(&[&whole[..], half].concat()).unwrap_err().to_string();
+            assert!(error.contains("LONGSHORE_S3_SIGNER_ACCESS_KEY_ID"), "{error}");
+        }
+        assert!(read(&signer).unwrap_err().to_string().contains("LONGSHORE_S3_ENDPOINT"));
     }
 
     #[test]

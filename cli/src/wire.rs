@@ -223,6 +223,7 @@ async fn connect_objects(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Obje
                 region: settings.s3_region.clone(),
                 access_key_id: s3.access_key_id.clone(),
                 secret_access_key: s3.secret_access_key.clone(),
+                upload_key: s3.signer.clone(),
                 notification_arn: settings.s3_notification_arn.clone(),
                 events_prefix: longshore_storage::start::KEY_PREFIX.to_owned(),
             };

@@ -75,6 +75,7 @@ fn minio_config() -> S3Config {
         region: "us-east-1".into(),
         access_key_id: setting("LONGSHORE_TEST_S3_ACCESS_KEY_ID"),
         secret_access_key: Secret::new(setting("LONGSHORE_TEST_S3_SECRET_ACCESS_KEY")),
+        upload_key: None,
         notification_arn: Some(setting("LONGSHORE_TEST_S3_NOTIFICATION_ARN")),
         events_prefix: "imports/".into(),
     }
@@ -104,6 +105,7 @@ fn client_config(store: &EmbeddedStore) -> S3Config {
         region: "us-east-1".into(),
         access_key_id: "embedded-key".into(),
         secret_access_key: Secret::new("embedded-secret"),
+        upload_key: None,
         notification_arn: None,
         events_prefix: "imports/".into(),
     }
@@ -655,6 +657,7 @@ fn local() -> S3Config {
         region: "us-east-1".into(),
         access_key_id: "key".into(),
         secret_access_key: Secret::new("hunter2"),
+        upload_key: None,
         notification_arn: None,
         events_prefix: "imports/".into(),
     }
@@ -671,6 +674,36 @@ fn partial(start: u64, end: u64, etag: &str, body: &str) -> String {
 
 fn whole(status: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-length: 10\r\netag: \"e\"\r\nconnection: close\r\n\r\n0123456789")
+}
+
+/// What a server says to a HEAD of a bucket that the key may not look at, and to the GET that follows.
+fn blind(status: &str, code: &str) -> Vec<String> {
+    let body = format!("<Error><Code>{code}</Code></Error>");
+    let head = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_owned();
+    let get = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    vec![head, get]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_may_not_be_looked_at_is_known_by_what_a_read_says() {
+    let (store, server) = scripted(blind("404 Not Found", "NoSuchKey")).await;
+    store.check().await.unwrap();
+    let asked = server.await.unwrap();
+    assert!(asked[0].starts_with("HEAD /imports/?"), "{}", asked[0]);
+    assert!(asked[1].starts_with("GET /imports/imports/"), "{}", asked[1]);
+
+    // Neither is there anything to make, nor would this server answer a third request.
+    let (store, _server) = scripted(blind("404 Not Found", "NoSuchKey")).await;
+    store.prepare().await.unwrap();
+
+    for (status, code) in
+        [("404 Not Found", "NoSuchBucket"), ("403 Forbidden", "InvalidAccessKeyId"), ("403 Forbidden", "AccessDenied")]
+    {
+        let (store, _server) = scripted(blind(status, code)).await;
+        let error = store.check().await.unwrap_err();
+        let named = if code == "NoSuchBucket" { "no bucket imports" } else { code };
+        assert!(matches!(&error, ObjectError::Refused { reason, .. } if reason.contains(named)), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

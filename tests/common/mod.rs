@@ -5,6 +5,7 @@
 pub mod api;
 pub mod cluster;
 pub mod data;
+pub mod nats_wire;
 pub mod postgres;
 pub mod process;
 pub mod servers;

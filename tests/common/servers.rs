@@ -20,17 +20,33 @@ const EVENTS_SUBJECT: &str = "longshore.storage-events";
 pub struct Nats {
     pub process: Process,
     pub port: u16,
+    /// Its HTTP port, where it has a configuration.
+    monitoring: Option<u16>,
     store: PathBuf,
 }
 
 impl Nats {
     pub async fn start(folder: &Path) -> Self {
-        let port = free_port();
         let store = folder.join("nats-store");
+        let arguments = ["--jetstream", "--store_dir", store.to_str().unwrap()];
+        Self::start_with(folder, &arguments, store.clone(), None, Env::new()).await
+    }
+
+    /// With a configuration file, of which only the addresses are others; it takes its store and passwords from `env`.
+    pub async fn configured(folder: &Path, config: &Path, mut env: Env) -> Self {
+        let (monitoring, store) = (free_port(), folder.join("nats-store"));
+        env.push(("NATS_STORE_DIR".to_owned(), store.to_str().unwrap().to_owned()));
+        let arguments = ["--config", config.to_str().unwrap(), "--http_port", &monitoring.to_string()];
+        Self::start_with(folder, &arguments, store, Some(monitoring), env).await
+    }
+
+    async fn start_with(folder: &Path, arguments: &[&str], store: PathBuf, monitoring: Option<u16>, env: Env) -> Self {
+        let port = free_port();
         let program = format!("{}/nats-server", server_setting("LONGSHORE_TEST_SERVERS_BIN"));
         let text = port.to_string();
-        let arguments = ["--addr", "127.0.0.1", "--port", &text, "--jetstream", "--store_dir", store.to_str().unwrap()];
-        let nats = Self { process: Process::spawn("nats", program, &arguments, Env::new(), folder), port, store };
+        let arguments = [&["--addr", "127.0.0.1", "--port", &text][..], arguments].concat();
+        let process = Process::spawn("nats", program, &arguments, env, folder);
+        let nats = Self { process, port, monitoring, store };
         nats.ready().await;
         nats
     }
@@ -50,6 +66,16 @@ impl Nats {
         .await;
     }
 
+    /// Waits until a page of its monitoring holds a text.
+    pub async fn shows(&self, page: &str, text: &str) {
+        let url = format!("http://127.0.0.1:{}/{page}", self.monitoring.expect("a configured NATS"));
+        until(&format!("NATS shows {text} on {page}"), async || {
+            let page = reqwest::get(&url).await.ok()?.text().await.ok()?;
+            page.contains(text).then_some(())
+        })
+        .await;
+    }
+
     /// SIGKILL, and everything it kept is gone.
     pub fn wipe(&mut self) {
         self.process.kill();
@@ -65,6 +91,11 @@ pub struct Minio {
 
 impl Minio {
     pub async fn start(folder: &Path, nats: &Nats) -> Self {
+        Self::start_with(folder, nats, &[]).await
+    }
+
+    /// With more settings.
+    pub async fn start_with(folder: &Path, nats: &Nats, more: &[(&str, &str)]) -> Self {
         let port = free_port();
         let address = format!("127.0.0.1:{port}");
         let data = folder.join("minio-data");
@@ -80,7 +111,8 @@ impl Minio {
             ("MINIO_NOTIFY_NATS_SUBJECT_longshore", EVENTS_SUBJECT.to_owned()),
             ("MINIO_NOTIFY_NATS_JETSTREAM_longshore", "off".to_owned()),
         ];
-        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let more = more.iter().map(|&(name, value)| (name, value.to_owned()));
+        let env = env.into_iter().chain(more).map(|(name, value)| (name.to_owned(), value)).collect();
         let arguments =
             ["server", "--address", &address, "--certs-dir", certificates.to_str().unwrap(), data.to_str().unwrap()];
         let minio = Self {

@@ -12,6 +12,9 @@
 //! Reports and changes go over core NATS, `longshore.reports.<import>` and `longshore.changes.<import>`: nobody may listen. Whatever is missing, because NATS lost its
 //! store, is made again by the next publish or pull. Messages carry no `Nats-Msg-Id`: a job that is published again was
 //! lost, and must not be taken for a duplicate.
+//!
+//! Answers come to inboxes below `_INBOX.<user>.`, so that a server can keep users from reading each other's
+//! (`deploy/nats/nats.conf`); `_INBOX.>`, which many grant, holds them too.
 
 mod jetstream;
 mod pull;
@@ -125,6 +128,10 @@ impl NatsBus {
                 }
                 async {}
             });
+        let options = match address.inbox() {
+            Some(prefix) => options.custom_inbox_prefix(prefix),
+            None => options,
+        };
         let options = match (address.user, address.password) {
             (Some(user), Some(password)) => options.user_and_password(user, password),
             (Some(token), None) => options.token(token),
@@ -386,6 +393,15 @@ impl Address {
         }
         if address.servers.is_empty() { Err(bad("it is empty")) } else { Ok(address) }
     }
+
+    /// What the inboxes of the user begin with; `None` where there is no user, or a name that is no part of a subject.
+    fn inbox(&self) -> Option<String> {
+        // Without a password it is a token: a secret.
+        self.password.as_ref()?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        let user = self.user.as_deref().filter(|user| user.bytes().all(plain))?;
+        Some(format!("_INBOX.{user}"))
+    }
 }
 
 fn decoded(text: &str) -> String {
@@ -404,6 +420,15 @@ mod tests {
         assert!(address.servers.iter().all(|server| !server.has_user_pass()));
         let address = Address::read("token@host").unwrap();
         assert_eq!((address.user.as_deref(), address.password), (Some("token"), None));
+    }
+
+    #[test]
+    fn a_user_has_inboxes_of_its_own_and_a_token_is_in_none() {
+        let inbox = |url: &str| Address::read(url).unwrap().inbox();
+        assert_eq!(inbox("nats://longshore-api:p@a:4222").as_deref(), Some("_INBOX.longshore-api"));
+        for url in ["nats://a", "nats://s3cr3t@a", "nats://a%2Eb:p@a", "nats://%3E:p@a"] {
+            assert_eq!(inbox(url), None, "{url}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod secret;
 
 pub use embedded::{EmbeddedConfig, EmbeddedStore};
 pub use s3::{S3Config, S3Store};
-pub use secret::Secret;
+pub use secret::{AccessKey, Secret};
 
 use std::time::Duration;
 

@@ -22,10 +22,13 @@ const MERGES: u32 = 5;
 const MERGE_PAUSE: Duration = Duration::from_millis(100);
 const EVENTS: &str = "s3:ObjectCreated:*";
 
-/// Makes the bucket where it is missing, and the notification where one is asked for.
-pub(super) async fn prepare(config: &S3Config, endpoint: &str) -> Result<(), ObjectError> {
+/// Makes the bucket where it is missing, and the notification where one is asked for. A bucket that is `there` needs no
+/// right to make one, nor to look at it.
+pub(super) async fn prepare(config: &S3Config, endpoint: &str, there: bool) -> Result<(), ObjectError> {
     let server = Server::new(config, endpoint)?;
-    server.ensure_bucket().await?;
+    if !there {
+        server.create_bucket().await?;
+    }
     let Some(arn) = &config.notification_arn else { return Ok(()) };
     match server.ensure_notification(arn).await {
         Ok(()) => {}
@@ -63,10 +66,7 @@ impl<'a> Server<'a> {
         Ok(Self { config, endpoint, client, region })
     }
 
-    async fn ensure_bucket(&self) -> Result<(), ObjectError> {
-        if self.bucket_exists().await? {
-            return Ok(());
-        }
+    async fn create_bucket(&self) -> Result<(), ObjectError> {
         let create =
             self.client.create_bucket(&self.config.bucket).map_err(|error| self.error("create", error.into()))?;
         match self.call("create the bucket", create.region(self.region.clone()).build().send()).await {

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use url::Url;
 
-use super::{ObjectError, PresignedPut, PutTerms, Secret};
+use super::{AccessKey, ObjectError, PresignedPut, PutTerms, Secret};
 
 /// S3's own limit.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -18,7 +18,10 @@ const OWN_REQUESTS: Duration = Duration::from_secs(15 * 60);
 pub(super) struct Signer {
     internal: Bucket,
     public: Bucket,
+    /// Our own requests.
     credentials: Credentials,
+    /// What clients get; where they may do less than we.
+    upload_credentials: Option<Credentials>,
 }
 
 impl Signer {
@@ -43,7 +46,14 @@ impl Signer {
             internal: at(endpoint)?,
             public: at(public_endpoint)?,
             credentials: Credentials::new(access_key_id, secret_access_key.expose()),
+            upload_credentials: None,
         })
+    }
+
+    /// Signs what clients get with a key of its own, which need not be able to do anything but PUT.
+    pub(super) fn with_upload_key(mut self, key: &AccessKey) -> Self {
+        self.upload_credentials = Some(Credentials::new(&key.id, key.secret.expose()));
+        self
     }
 
     /// What a client needs for its upload.
@@ -54,7 +64,8 @@ impl Signer {
         if let Some(length) = terms.content_length {
             headers.push(("content-length".to_owned(), length.to_string()));
         }
-        let mut action = self.public.put_object(Some(&self.credentials), key);
+        let credentials = self.upload_credentials.as_ref().unwrap_or(&self.credentials);
+        let mut action = self.public.put_object(Some(credentials), key);
         for (name, value) in &headers {
             action.headers_mut().insert(name.as_str(), value.as_str());
         }
@@ -133,6 +144,16 @@ mod tests {
         assert!(signer().put("k", &terms).url.contains("X-Amz-Expires=604800&"));
         terms.expires_in = Duration::ZERO;
         assert!(signer().put("k", &terms).url.contains("X-Amz-Expires=1&"));
+    }
+
+    #[test]
+    fn uploads_are_signed_with_the_key_for_uploads_and_nothing_else_is() {
+        let signer = signer().with_upload_key(&AccessKey { id: "put-only".into(), secret: Secret::new("hunter3") });
+        let put = signer.put("imports/1/a.csv", &terms(None));
+        assert!(put.url.contains("X-Amz-Credential=put-only%2F"), "{}", put.url);
+        for own in [signer.head("k"), signer.get("k"), signer.head_bucket()] {
+            assert!(own.as_str().contains("X-Amz-Credential=key-id%2F"), "{own}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use futures::stream::{self, BoxStream, StreamExt};
 use http::{HeaderMap, StatusCode, header};
-use reqwest::{Client, Response};
+use reqwest::{Client, RequestBuilder, Response};
 use tracing::debug;
 use url::Url;
 
@@ -20,7 +20,7 @@ use longshore_telemetry::{Dependency, metrics};
 
 use super::notification;
 use super::presign::{Signer, shown};
-use super::{ObjectError, ObjectHead, ObjectStore, PresignedPut, PutTerms, Secret};
+use super::{AccessKey, ObjectError, ObjectHead, ObjectStore, PresignedPut, PutTerms, Secret};
 
 /// How often a request is tried.
 const TRIES: u32 = 4;
@@ -32,6 +32,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers without a body.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// The end of a key that no import has: their second part is an id.
+const PROBE: &str = "is-the-bucket-there";
 /// How much of an error's body is read.
 const ERROR_BODY: usize = 16 * 1024;
 
@@ -50,6 +52,8 @@ pub struct S3Config {
     pub access_key_id: String,
     /// The secret of that key.
     pub secret_access_key: Secret,
+    /// Who signs uploads; `None`: we. It needs no right but to put below `events_prefix`, and then we need none to put.
+    pub upload_key: Option<AccessKey>,
     /// The target of the bucket's notification; `None`: its notifications are left alone.
     pub notification_arn: Option<String>,
     /// The prefix of the keys that events are wanted of, `imports/`.
@@ -104,6 +108,10 @@ impl S3Store {
             &config.access_key_id,
             &config.secret_access_key,
         )?;
+        let signer = match &config.upload_key {
+            Some(key) => signer.with_upload_key(key),
+            None => signer,
+        };
         let endpoint = shown(&config.endpoint);
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -126,20 +134,12 @@ impl ObjectStore for S3Store {
     }
 
     async fn prepare(&self) -> Result<(), ObjectError> {
-        notification::prepare(&self.inner.config, &self.inner.endpoint).await
+        let there = self.inner.bucket_exists().await?;
+        notification::prepare(&self.inner.config, &self.inner.endpoint, there).await
     }
 
     async fn check(&self) -> Result<(), ObjectError> {
-        let request = self.inner.client.head(self.inner.signer.head_bucket()).timeout(CHECK_TIMEOUT);
-        let response = request.send().await.map_err(|error| self.inner.unavailable(causes(error)))?;
-        match response.status() {
-            status if status.is_success() => Ok(()),
-            StatusCode::NOT_FOUND => Err(self.inner.no_bucket()),
-            status => Err(match self.inner.failure(status, None, "") {
-                Failure::Again(reason) => self.inner.unavailable(reason),
-                Failure::Final(error) => error,
-            }),
-        }
+        if self.inner.bucket_exists().await? { Ok(()) } else { Err(self.inner.no_bucket()) }
     }
 
     fn presign_put(&self, key: &str, terms: &PutTerms) -> PresignedPut {
@@ -266,6 +266,40 @@ impl Inner {
         }
     }
 
+    /// One look, without another try. A key that may only read objects may not look at the bucket: then an object that
+    /// nobody has says whether there is one.
+    async fn bucket_exists(&self) -> Result<bool, ObjectError> {
+        match self.look_once(self.client.head(self.signer.head_bucket())).await?.status() {
+            status if status.is_success() => return Ok(true),
+            StatusCode::NOT_FOUND => return Ok(false),
+            StatusCode::FORBIDDEN => {}
+            status => return Err(self.final_failure(status, None)),
+        }
+        let key = format!("{}{PROBE}", self.config.events_prefix);
+        let answer = self.look_once(self.client.get(self.signer.get(&key))).await?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(true);
+        }
+        match error_code(answer).await.as_deref() {
+            Some("NoSuchKey") => Ok(true),
+            Some("NoSuchBucket") => Ok(false),
+            code => Err(self.final_failure(status, code)),
+        }
+    }
+
+    async fn look_once(&self, request: RequestBuilder) -> Result<Response, ObjectError> {
+        request.timeout(CHECK_TIMEOUT).send().await.map_err(|error| self.unavailable(causes(error)))
+    }
+
+    /// [`Self::failure`], where nothing is tried again.
+    fn final_failure(&self, status: StatusCode, code: Option<&str>) -> ObjectError {
+        match self.failure(status, code, "") {
+            Failure::Again(reason) => self.unavailable(reason),
+            Failure::Final(error) => error,
+        }
+    }
+
     async fn head_once(&self, key: &str) -> Result<Option<ObjectHead>, Failure> {
         let request = self.client.head(self.signer.head(key)).timeout(HEAD_TIMEOUT);
         let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
@@ -368,7 +402,7 @@ impl Inner {
 
     fn no_bucket(&self) -> ObjectError {
         self.refused(format!(
-            "there is no bucket {}: create it, or start longshore with credentials that may",
+            "there is no bucket {}: create it (deploy/minio/setup does), or start longshore with credentials that may",
             self.config.bucket
         ))
     }
@@ -439,6 +473,7 @@ mod tests {
             region: "us-east-1".into(),
             access_key_id: "key-id".into(),
             secret_access_key: Secret::new("hunter2"),
+            upload_key: None,
             notification_arn: None,
             events_prefix: "imports/".into(),
         })

@@ -30,6 +30,15 @@ impl std::fmt::Display for Secret {
     }
 }
 
+/// An access key of an S3 server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessKey {
+    /// Its id, which is part of every URL that it signs.
+    pub id: String,
+    /// What it signs with.
+    pub secret: Secret,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -236,7 +236,9 @@ impl JetStream {
     }
 
     fn not_made(&self, name: &str, error: &dyn std::fmt::Display) -> BusError {
-        self.error(format!("{name} cannot be made: {error}; is NATS running there, with JetStream enabled?"))
+        self.error(format!(
+            "{name} cannot be made: {error}; is NATS running there, with JetStream enabled, and may this user make it?"
+        ))
     }
 
     fn error(&self, reason: String) -> BusError {
