@@ -5,7 +5,9 @@
 //! - [`imports`]: create, read, list, complete.
 //! - [`parts`]: chunks and rejects of an import.
 //! - [`health`]: liveness and readiness.
+//! - [`cors`]: which web pages may call all of it.
 
+pub mod cors;
 pub mod error;
 pub mod health;
 pub mod imports;

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use longshore_storage::objects::Secret;
+use longshore_storage::objects::{CorsOrigins, Secret};
 use url::Url;
 
 const PREFIX: &str = "LONGSHORE_";
 
 /// Every setting, without the prefix.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "LISTEN",
     "DATA_DIR",
     "DATABASE_URL",
@@ -29,6 +29,7 @@ const KNOWN: [&str; 19] = [
     "S3_ACCESS_KEY_ID",
     "S3_SECRET_ACCESS_KEY",
     "S3_NOTIFICATION_ARN",
+    "CORS_ORIGINS",
     "CHUNK_SIZE",
     "WORKERS",
     "SWEEP_INTERVAL",
@@ -64,6 +65,8 @@ pub struct Settings {
     pub s3_bucket: String,
     pub s3_region: String,
     pub s3_notification_arn: Option<String>,
+    /// Web pages that may call the API and upload.
+    pub cors_origins: CorsOrigins,
     pub chunk_size: Option<u64>,
     pub workers: NonZeroUsize,
     pub sweep_interval: Duration,
@@ -239,6 +242,13 @@ impl Values {
             s3_notification_arn: self.parse("S3_NOTIFICATION_ARN", "an ARN: arn:minio:sqs::<id>:nats", |text| {
                 text.starts_with("arn:").then(|| text.to_owned())
             })?,
+            cors_origins: match self.take("CORS_ORIGINS").map(|text| text.parse()) {
+                None => CorsOrigins::default(),
+                Some(Ok(origins)) => origins,
+                Some(Err(reason)) => {
+                    bail!("the setting LONGSHORE_CORS_ORIGINS must be origins with commas between, or *: {reason}")
+                }
+            },
             chunk_size: self.parse("CHUNK_SIZE", "a whole number of bytes from 1", |text| {
                 text.parse().ok().filter(|size| (1..=i64::MAX as u64).contains(size))
             })?,
@@ -308,6 +318,8 @@ mod tests {
             ("LONGSHORE_NATS_URL", "http://x"),
             ("LONGSHORE_NATS_EVENTS_SUBJECT", "a.>"),
             ("LONGSHORE_S3_NOTIFICATION_ARN", "nats"),
+            ("LONGSHORE_CORS_ORIGINS", "app.example.com"),
+            ("LONGSHORE_CORS_ORIGINS", "https://app.example.com/upload"),
         ] {
             let error = read(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");

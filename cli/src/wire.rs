@@ -223,6 +223,7 @@ async fn connect_objects(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Obje
                 secret_access_key: s3.secret_access_key.clone(),
                 notification_arn: settings.s3_notification_arn.clone(),
                 events_prefix: longshore_storage::start::KEY_PREFIX.to_owned(),
+                cors_origins: settings.cors_origins.clone(),
             };
             (Arc::new(S3Store::new(config)?), None)
         }
@@ -263,6 +264,7 @@ async fn start_embedded(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Embed
         region: settings.s3_region.clone(),
         access_key_id: kept.access_key_id.clone(),
         secret_access_key: Secret::new(&kept.secret_access_key),
+        cors_origins: settings.cors_origins.clone(),
     };
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     let store = match (settings.s3_listen, kept.listen) {
