@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
+mod doctor;
 mod serve;
 mod settings;
 mod wire;
@@ -56,6 +57,12 @@ enum Command {
         #[arg(long = "null-value")]
         null_values: Vec<String>,
         /// Prints the import resource on stdout as the last line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks every dependency of the settings, and says what is wrong and what to do.
+    Doctor {
+        /// Prints all checks on stdout, as one JSON object on the last line.
         #[arg(long)]
         json: bool,
     },
@@ -150,7 +157,14 @@ fn main() -> ExitCode {
 fn start_log(settings: &Settings, command: &Command) -> Result<()> {
     let lasting = matches!(command, Command::Serve | Command::Api | Command::Worker);
     // ractor and the drivers speak up only when something is wrong.
-    let default = if lasting { "info,ractor=warn,async_nats=warn,sqlx=warn,s3s=off" } else { "warn,s3s=off" };
+    let default = if matches!(command, Command::Doctor { .. }) {
+        // It says itself what is wrong.
+        "error,async_nats=off,s3s=off"
+    } else if lasting {
+        "info,ractor=warn,async_nats=warn,sqlx=warn,s3s=off"
+    } else {
+        "warn,s3s=off"
+    };
     let filter = match &settings.log {
         Some(filter) => {
             EnvFilter::try_new(filter).context("the setting LONGSHORE_LOG must be a tracing filter such as info")?
@@ -176,6 +190,7 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
             let order = ImportOrder { file: &file, table: &table, max_rejects: max_rejects.0, null_values };
             return import(&settings, server.as_deref(), &order, json).await;
         }
+        Command::Doctor { json } => return doctor::run(&settings, json).await,
         Command::Status { id, remote } => {
             let import = Client::new(&remote.server)?.get(&format!("/v1/imports/{id}")).await?;
             if remote.json { println!("{import}") } else { println!("{}", line_of(&import)) }

@@ -48,6 +48,8 @@ pub struct S3Settings {
 /// All settings, typed.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The full names of those that are set, in the environment or the file.
+    pub given: Vec<String>,
     /// Where the API listens; `None` where nothing was said.
     pub listen: Option<SocketAddr>,
     pub data_dir: PathBuf,
@@ -193,6 +195,7 @@ impl Values {
     }
 
     fn typed(mut self) -> Result<Settings> {
+        let given = self.values.keys().map(|key| format!("{PREFIX}{key}")).collect();
         let endpoint = self.url("S3_ENDPOINT", &["http", "https"])?;
         let access_key_id = self.take("S3_ACCESS_KEY_ID");
         let secret = self.take("S3_SECRET_ACCESS_KEY").map(Secret::new);
@@ -211,6 +214,7 @@ impl Values {
         let address = |text: &str| text.parse::<SocketAddr>().ok();
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Settings {
+            given,
             listen: self.parse("LISTEN", "an address and a port, such as 127.0.0.1:8080", address)?,
             data_dir: self.take("DATA_DIR").unwrap_or_else(|| "./longshore-data".into()).into(),
             database_url: self.database("DATABASE_URL")?,

@@ -5,9 +5,11 @@
 //! - [`database`]: imports, plans, leases and status, through sea-orm.
 //! - [`destination`]: staging, ledger, rejects and publish; PostgreSQL and SQLite.
 //! - [`start`]: the one start behind three triggers.
+//! - [`inspect`]: what `longshore doctor` sees of the databases.
 
 pub mod bus;
 pub mod database;
 pub mod destination;
+pub mod inspect;
 pub mod objects;
 pub mod start;

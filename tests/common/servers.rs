@@ -25,11 +25,17 @@ pub struct Nats {
 
 impl Nats {
     pub async fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &["--jetstream"]).await
+    }
+
+    /// With other arguments: none is NATS without JetStream.
+    pub async fn start_with(folder: &Path, more: &[&str]) -> Self {
         let port = free_port();
         let store = folder.join("nats-store");
         let program = format!("{}/nats-server", server_setting("LONGSHORE_TEST_SERVERS_BIN"));
         let text = port.to_string();
-        let arguments = ["--addr", "127.0.0.1", "--port", &text, "--jetstream", "--store_dir", store.to_str().unwrap()];
+        let mut arguments = vec!["--addr", "127.0.0.1", "--port", &text, "--store_dir", store.to_str().unwrap()];
+        arguments.extend(more);
         let nats = Self { process: Process::spawn("nats", program, &arguments, Env::new(), folder), port, store };
         nats.ready().await;
         nats
@@ -200,6 +206,17 @@ impl Bucket {
         let url = self.bucket.put_object(Some(&self.credentials), key).sign(Duration::from_secs(60));
         let answer = self.http.put(url).header("content-type", "text/csv").body(body.to_vec()).send().await.unwrap();
         assert!(answer.status().is_success(), "PUT {key}: {}", answer.status());
+    }
+
+    /// What is in it, as the server's XML.
+    pub async fn list(&self) -> String {
+        // The bucket is the object without a name.
+        let mut list = self.bucket.get_object(Some(&self.credentials), "");
+        list.query_mut().insert("list-type", "2");
+        let url = list.sign(Duration::from_secs(60));
+        let answer = self.http.get(url).send().await.unwrap();
+        assert!(answer.status().is_success(), "the bucket cannot be listed: {}", answer.status());
+        answer.text().await.unwrap()
     }
 
     pub async fn delete(&self, key: &str) {

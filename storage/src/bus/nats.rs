@@ -13,6 +13,7 @@
 //! store, is made again by the next publish or pull. Messages carry no `Nats-Msg-Id`: a job that is published again was
 //! lost, and must not be taken for a duplicate.
 
+pub mod inspect;
 mod jetstream;
 mod pull;
 mod receipt;
@@ -122,15 +123,12 @@ impl NatsBus {
                 }
                 async {}
             });
-        let options = match (address.user, address.password) {
-            (Some(user), Some(password)) => options.user_and_password(user, password),
-            (Some(token), None) => options.token(token),
-            _ => options,
-        };
-        let client = options.connect(address.servers).await.map_err(|error| BusError {
-            endpoint: address.shown.clone(),
-            reason: format!("no connection can be set up: {error}"),
-        })?;
+        let shown = address.shown.clone();
+        let (options, servers) = credentials(options, address);
+        let client = options
+            .connect(servers)
+            .await
+            .map_err(|error| BusError { endpoint: shown, reason: format!("no connection can be set up: {error}") })?;
         let jetstream = JetStream::new(client.clone(), endpoint, reconnected, &config);
         Ok(Self { client, jetstream, reports: format!("{}.reports", config.prefix), surplus: Mutex::default() })
     }
@@ -319,6 +317,16 @@ fn log(endpoint: &str, event: &Event) {
         Event::SlowConsumer(_) => debug!(endpoint, "a slow listener lost reports"),
         event => debug!(endpoint, %event, "nats"),
     }
+}
+
+/// Who we are, and where.
+fn credentials(options: ConnectOptions, address: Address) -> (ConnectOptions, Vec<ServerAddr>) {
+    let options = match (address.user, address.password) {
+        (Some(user), Some(password)) => options.user_and_password(user, password),
+        (Some(token), None) => options.token(token),
+        _ => options,
+    };
+    (options, address.servers)
 }
 
 /// A URL, taken apart so that its credentials are nowhere else.

@@ -8,6 +8,7 @@ mod chunks;
 mod entity;
 mod imports;
 mod lease;
+pub mod pending;
 mod schema;
 
 use std::sync::Arc;

@@ -37,7 +37,7 @@ pub(super) enum Queue {
 }
 
 impl Queue {
-    const ALL: [Self; 3] = [Self::Events, Self::Imports, Self::Chunks];
+    pub(super) const ALL: [Self; 3] = [Self::Events, Self::Imports, Self::Chunks];
 
     /// For logs, and the last part of the stream's name.
     pub(super) const fn name(self) -> &'static str {
@@ -122,7 +122,7 @@ impl JetStream {
         format!("{}-{}", self.prefix.replace(['.', ' '], "_"), queue.consumer())
     }
 
-    fn subject(&self, queue: Queue) -> String {
+    pub(super) fn subject(&self, queue: Queue) -> String {
         match queue {
             Queue::Events => self.events_subject.clone(),
             Queue::Imports => format!("{}.jobs.import", self.prefix),
@@ -180,7 +180,7 @@ impl JetStream {
         Ok(stream)
     }
 
-    fn stream_config(&self, queue: Queue) -> stream::Config {
+    pub(super) fn stream_config(&self, queue: Queue) -> stream::Config {
         let jobs = queue != Queue::Events;
         stream::Config {
             name: stream_name(&self.prefix, queue),
@@ -194,7 +194,7 @@ impl JetStream {
         }
     }
 
-    fn consumer_config(&self, queue: Queue) -> pull::Config {
+    pub(super) fn consumer_config(&self, queue: Queue) -> pull::Config {
         pull::Config {
             durable_name: Some(self.consumer(queue)),
             ack_policy: AckPolicy::Explicit,
