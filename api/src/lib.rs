@@ -10,10 +10,12 @@
 //! - [`events`], [`watch`]: an import as it changes.
 //! - [`health`]: liveness and readiness.
 //! - [`metrics`]: what Prometheus reads, and what is counted of each request.
+//! - [`cors`]: which web pages may call all of it.
 
 pub mod actions;
 pub mod answers;
 pub mod body;
+pub mod cors;
 pub mod error;
 pub mod events;
 pub mod health;

@@ -13,6 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt as _};
 
+use crate::Command;
 use crate::settings::{LogFormat, Settings};
 use json::JsonLog;
 use otlp::Exporter;
@@ -21,6 +22,8 @@ use otlp::Exporter;
 const LASTING: &str = "info,ractor=warn,async_nats=warn,sqlx=warn,s3s=off";
 /// What a command logs that people look at.
 const PASSING: &str = "warn,s3s=off";
+/// What `longshore doctor` logs: it says itself what is wrong.
+const DOCTOR: &str = "error,async_nats=off,s3s=off";
 
 /// Logs and traces that were started.
 pub struct Log {
@@ -28,16 +31,21 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts what the settings ask for. `role` names the process in traces, and is `None` for a command that passes.
+    /// Starts what the settings ask for. The command's role names the process in traces; one that passes has none.
     ///
     /// # Errors
     /// Says which setting is bad. An endpoint that is away is none: spans are dropped until it is there.
-    pub fn start(settings: &Settings, role: Option<&'static str>, runtime: &Handle) -> Result<Self> {
+    pub fn start(settings: &Settings, command: &Command, runtime: &Handle) -> Result<Self> {
+        let role = command.role();
         let filter = match &settings.log {
             Some(filter) => {
                 EnvFilter::try_new(filter).context("the setting LONGSHORE_LOG must be a tracing filter such as info")?
             }
-            None => EnvFilter::new(if role.is_some() { LASTING } else { PASSING }),
+            None => EnvFilter::new(match command {
+                Command::Doctor { .. } => DOCTOR,
+                _ if role.is_some() => LASTING,
+                _ => PASSING,
+            }),
         };
         let exporter = match &settings.otlp_endpoint {
             Some(endpoint) => Some(Exporter::start(endpoint, role.unwrap_or("import"), runtime)?),

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
+mod doctor;
 mod healthcheck;
 mod log;
 mod serve;
@@ -64,6 +65,12 @@ enum Command {
         #[arg(long = "null-value")]
         null_values: Vec<String>,
         /// Prints the import resource on stdout as the last line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Checks every dependency of the settings, and says what is wrong and what to do.
+    Doctor {
+        /// Prints all checks on stdout, as one JSON object on the last line.
         #[arg(long)]
         json: bool,
     },
@@ -181,7 +188,7 @@ fn main() -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let log = match Log::start(&settings, arguments.command.role(), runtime.handle()) {
+    let log = match Log::start(&settings, &arguments.command, runtime.handle()) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("longshore: {error:#}");
@@ -214,6 +221,7 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
             let order = ImportOrder { file: &file, table: &table, max_rejects: max_rejects.0, null_values };
             return import(&settings, server.as_deref(), &order, json).await;
         }
+        Command::Doctor { json } => return doctor::run(&settings, json).await,
         Command::Status { id, remote } => show(&Client::new(&remote.server)?.import_of(&id).await?, remote.json),
         Command::Cancel { id, remote } => show(&Client::new(&remote.server)?.act(&id, "cancel").await?, remote.json),
         Command::Retry { id, remote } => show(&Client::new(&remote.server)?.act(&id, "retry").await?, remote.json),

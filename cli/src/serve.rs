@@ -47,7 +47,9 @@ pub async fn run(role: Role, settings: &Settings) -> Result<()> {
     };
     let router = match role {
         Role::Worker => longshore_api::health_router(wired.api_state(&stop)),
-        Role::Serve | Role::Api => longshore_api::router(wired.api_state(&stop)),
+        Role::Serve | Role::Api => {
+            longshore_api::cors::allow(longshore_api::router(wired.api_state(&stop)), &settings.cors_origins)
+        }
     };
     tracing::info!(
         name = wired.services.settings.name,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use longshore_storage::objects::{AccessKey, Secret};
+use longshore_storage::objects::{AccessKey, CorsOrigins, Secret};
 use url::Url;
 
 const PREFIX: &str = "LONGSHORE_";
@@ -17,7 +17,7 @@ const PREFIX: &str = "LONGSHORE_";
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not 0");
 
 /// Every setting, without the prefix.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 25] = [
     "LISTEN",
     "DATA_DIR",
     "DATABASE_URL",
@@ -34,6 +34,7 @@ const KNOWN: [&str; 24] = [
     "S3_SIGNER_ACCESS_KEY_ID",
     "S3_SIGNER_SECRET_ACCESS_KEY",
     "S3_NOTIFICATION_ARN",
+    "CORS_ORIGINS",
     "CHUNK_SIZE",
     "WORKERS",
     "SWEEP_INTERVAL",
@@ -66,6 +67,8 @@ pub enum LogFormat {
 /// All settings, typed.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The full names of those that are set, in the environment or the file.
+    pub given: Vec<String>,
     /// Where the API listens; `None` where nothing was said.
     pub listen: Option<SocketAddr>,
     pub data_dir: PathBuf,
@@ -83,6 +86,8 @@ pub struct Settings {
     pub s3_bucket: String,
     pub s3_region: String,
     pub s3_notification_arn: Option<String>,
+    /// Web pages that may call the API and upload.
+    pub cors_origins: CorsOrigins,
     pub chunk_size: Option<u64>,
     pub workers: NonZeroUsize,
     pub sweep_interval: Duration,
@@ -238,6 +243,7 @@ impl Values {
     }
 
     fn typed(mut self) -> Result<Settings> {
+        let given = self.values.keys().map(|key| format!("{PREFIX}{key}")).collect();
         let endpoint = self.url("S3_ENDPOINT", &["http", "https"])?;
         let access_key_id = self.take("S3_ACCESS_KEY_ID");
         let secret = self.take("S3_SECRET_ACCESS_KEY").map(Secret::new);
@@ -257,6 +263,7 @@ impl Values {
         let address = |text: &str| text.parse::<SocketAddr>().ok();
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Settings {
+            given,
             listen: self.parse("LISTEN", "an address and a port, such as 127.0.0.1:8080", address)?,
             data_dir: self.take("DATA_DIR").unwrap_or_else(|| "./longshore-data".into()).into(),
             database_url: self.database("DATABASE_URL")?,
@@ -288,6 +295,13 @@ impl Values {
             s3_notification_arn: self.parse("S3_NOTIFICATION_ARN", "an ARN: arn:minio:sqs::<id>:nats", |text| {
                 text.starts_with("arn:").then(|| text.to_owned())
             })?,
+            cors_origins: match self.take("CORS_ORIGINS").map(|text| text.parse()) {
+                None => CorsOrigins::default(),
+                Some(Ok(origins)) => origins,
+                Some(Err(reason)) => {
+                    bail!("the setting LONGSHORE_CORS_ORIGINS must be origins with commas between, or *: {reason}")
+                }
+            },
             chunk_size: self.parse("CHUNK_SIZE", "a whole number of bytes from 1", |text| {
                 text.parse().ok().filter(|size| (1..=i64::MAX as u64).contains(size))
             })?,
@@ -382,6 +396,8 @@ mod tests {
             ("LONGSHORE_S3_NOTIFICATION_ARN", "nats"),
             ("LONGSHORE_LOG_FORMAT", "yaml"),
             ("LONGSHORE_OTLP_ENDPOINT", "collector:4317"),
+            ("LONGSHORE_CORS_ORIGINS", "app.example.com"),
+            ("LONGSHORE_CORS_ORIGINS", "https://app.example.com/upload"),
         ] {
             let error = read(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");

@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use longshore_storage::destination::postgres::PostgresDestination;
 use longshore_storage::destination::sqlite::SqliteDestination;
 use longshore_storage::objects::{EmbeddedConfig, EmbeddedStore, ObjectStore, S3Config, S3Store, Secret};
 
-use crate::settings::Settings;
+use crate::settings::{S3Settings, Settings};
 
 /// The longest pause between two tries of a dependency that is down at the start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -86,9 +86,7 @@ fn is_postgres(url: Option<&Secret>) -> bool {
 
 /// Makes every part and waits for those that are down.
 pub async fn wire(settings: &Settings) -> Result<Wired> {
-    let default_database =
-        Secret::new(format!("sqlite://{}?mode=rwc", settings.data_dir.join("longshore.sqlite").display()));
-    let database_url = settings.database_url.clone().unwrap_or(default_database);
+    let database_url = settings.database_url.clone().unwrap_or_else(|| default_database_url(settings));
     let destination_url = settings.destination_url.clone().unwrap_or_else(|| database_url.clone());
     let owns_folder = settings.database_url.is_none() || settings.s3.is_none();
     let lock = if owns_folder { Some(lock_folder(&settings.data_dir)?) } else { None };
@@ -110,6 +108,11 @@ pub async fn wire(settings: &Settings) -> Result<Wired> {
     };
     let services = Services { database, objects, bus, destination, settings: node, running: Running::default() };
     Ok(Wired { services, destination_file, embedded, _lock: lock })
+}
+
+/// SQLite in the data directory.
+pub fn default_database_url(settings: &Settings) -> Secret {
+    Secret::new(format!("sqlite://{}?mode=rwc", settings.data_dir.join("longshore.sqlite").display()))
 }
 
 /// One process owns the folder at a time.
@@ -215,20 +218,7 @@ type Objects = (Arc<dyn ObjectStore>, Option<Arc<EmbeddedStore>>);
 
 async fn connect_objects(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Objects> {
     let (store, embedded): Objects = match &settings.s3 {
-        Some(s3) => {
-            let config = S3Config {
-                endpoint: s3.endpoint.clone(),
-                public_endpoint: settings.s3_public_endpoint.clone().unwrap_or_else(|| s3.endpoint.clone()),
-                bucket: settings.s3_bucket.clone(),
-                region: settings.s3_region.clone(),
-                access_key_id: s3.access_key_id.clone(),
-                secret_access_key: s3.secret_access_key.clone(),
-                upload_key: s3.signer.clone(),
-                notification_arn: settings.s3_notification_arn.clone(),
-                events_prefix: longshore_storage::start::KEY_PREFIX.to_owned(),
-            };
-            (Arc::new(S3Store::new(config)?), None)
-        }
+        Some(s3) => (Arc::new(S3Store::new(s3_config(settings, s3))?), None),
         None => {
             let embedded = Arc::new(start_embedded(settings, bus).await?);
             (Arc::clone(&embedded) as Arc<dyn ObjectStore>, Some(embedded))
@@ -236,6 +226,22 @@ async fn connect_objects(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Obje
     };
     wait_for("the object storage", || store.prepare()).await;
     Ok((store, embedded))
+}
+
+/// An S3 server as the settings name it.
+pub fn s3_config(settings: &Settings, s3: &S3Settings) -> S3Config {
+    S3Config {
+        endpoint: s3.endpoint.clone(),
+        public_endpoint: settings.s3_public_endpoint.clone().unwrap_or_else(|| s3.endpoint.clone()),
+        bucket: settings.s3_bucket.clone(),
+        region: settings.s3_region.clone(),
+        access_key_id: s3.access_key_id.clone(),
+        secret_access_key: s3.secret_access_key.clone(),
+        upload_key: s3.signer.clone(),
+        notification_arn: settings.s3_notification_arn.clone(),
+        events_prefix: longshore_storage::start::KEY_PREFIX.to_owned(),
+        cors_origins: settings.cors_origins.clone(),
+    }
 }
 
 /// What the embedded endpoint keeps between starts.
@@ -246,8 +252,25 @@ struct Kept {
     listen: Option<SocketAddr>,
 }
 
+/// The file that it is kept in.
+fn kept_path(settings: &Settings) -> PathBuf {
+    settings.data_dir.join("s3-credentials.json")
+}
+
+/// The embedded endpoint of a service that runs on these settings, as an S3 client reaches it; `None` where its port is
+/// chosen anew at each start.
+pub fn running_embedded(settings: &Settings) -> Result<Option<S3Settings>> {
+    let path = kept_path(settings);
+    let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let kept: Kept = serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?;
+    let Some(listen) = settings.s3_listen.or(kept.listen) else { return Ok(None) };
+    let endpoint = format!("http://{}", reachable(listen)).parse()?;
+    let (access_key_id, secret) = (kept.access_key_id, Secret::new(kept.secret_access_key));
+    Ok(Some(S3Settings { endpoint, access_key_id, secret_access_key: secret }))
+}
+
 async fn start_embedded(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<EmbeddedStore> {
-    let path = settings.data_dir.join("s3-credentials.json");
+    let path = kept_path(settings);
     let mut kept = match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .with_context(|| format!("{} cannot be read; remove it to make a new one", path.display()))?,
@@ -266,6 +289,7 @@ async fn start_embedded(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Embed
         region: settings.s3_region.clone(),
         access_key_id: kept.access_key_id.clone(),
         secret_access_key: Secret::new(&kept.secret_access_key),
+        cors_origins: settings.cors_origins.clone(),
     };
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     let store = match (settings.s3_listen, kept.listen) {
@@ -288,6 +312,16 @@ async fn start_embedded(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Embed
     Ok(store)
 }
 
+/// An address that this machine can call, for one that listens everywhere.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
 /// Written beside and renamed, readable by the owner only.
 fn keep(path: &Path, kept: &Kept) -> Result<()> {
     use std::io::Write;
@@ -303,7 +337,7 @@ fn keep(path: &Path, kept: &Kept) -> Result<()> {
 }
 
 /// The file of a `sqlite://PATH?…` URL.
-fn sqlite_path(url: &Secret) -> Option<PathBuf> {
+pub fn sqlite_path(url: &Secret) -> Option<PathBuf> {
     let rest = url.expose().strip_prefix("sqlite://")?;
     let path = rest.split('?').next().unwrap_or(rest);
     Some(PathBuf::from(path))

@@ -6,10 +6,12 @@
 //! - [`destination`]: staging, ledger, rejects and publish; PostgreSQL and SQLite.
 //! - [`start`]: the one start behind three triggers.
 //! - [`failure`]: failed calls, counted.
+//! - [`inspect`]: what `longshore doctor` sees of the databases.
 
 pub mod bus;
 pub mod database;
 pub mod destination;
 pub mod failure;
+pub mod inspect;
 pub mod objects;
 pub mod start;

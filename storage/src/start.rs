@@ -13,6 +13,9 @@ use crate::objects::{ObjectError, ObjectStore};
 /// The prefix of every key that is ours.
 pub const KEY_PREFIX: &str = "imports/";
 
+/// Where `longshore doctor` puts its probes: under [`KEY_PREFIX`], so that a notification tells of them, and no import's.
+pub const PROBE_PREFIX: &str = "imports/doctor/";
+
 /// What became of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartOutcome {
@@ -41,6 +44,12 @@ pub enum StartError {
 #[must_use]
 pub fn object_key(id: ImportId, file_name: &str) -> String {
     format!("{KEY_PREFIX}{id}/{}", longshore_domain::request::safe_file_name(file_name))
+}
+
+/// A new key for a probe.
+#[must_use]
+pub fn probe_key() -> String {
+    format!("{PROBE_PREFIX}{}/probe", uuid::Uuid::now_v7())
 }
 
 /// The import that a key belongs to, where it is one of ours.
@@ -104,6 +113,8 @@ mod tests {
         for key in ["", "imports/", "imports/x/a.csv", "other/a.csv", "imports/a.csv"] {
             assert_eq!(import_of_key(key), None, "{key}");
         }
+        assert!(probe_key().starts_with(KEY_PREFIX));
+        assert_eq!(import_of_key(&probe_key()), None);
         assert_eq!(import_of_key(&format!("imports/{id}")), None);
         assert_eq!(import_of_key(&format!("imports/{id}/a/b.csv")), None);
     }

@@ -17,7 +17,8 @@ use futures::TryStreamExt;
 use longshore_domain::ByteRange;
 use longshore_storage::bus::{Bus, InProcessBus, NatsBus, NatsConfig};
 use longshore_storage::objects::{
-    EmbeddedConfig, EmbeddedStore, ObjectError, ObjectStore, PresignedPut, PutTerms, S3Config, S3Store, Secret,
+    CorsOrigins, EmbeddedConfig, EmbeddedStore, ObjectError, ObjectStore, PresignedPut, PutTerms, S3Config, S3Store,
+    Secret,
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,7 +79,13 @@ fn minio_config() -> S3Config {
         upload_key: None,
         notification_arn: Some(setting("LONGSHORE_TEST_S3_NOTIFICATION_ARN")),
         events_prefix: "imports/".into(),
+        cors_origins: origins(),
     }
+}
+
+/// Pages that may upload.
+fn origins() -> CorsOrigins {
+    ORIGIN.parse().unwrap()
 }
 
 async fn start(root: &Path, port: u16) -> (EmbeddedStore, Arc<dyn Bus>) {
@@ -91,6 +98,7 @@ async fn start(root: &Path, port: u16) -> (EmbeddedStore, Arc<dyn Bus>) {
         region: "us-east-1".into(),
         access_key_id: "embedded-key".into(),
         secret_access_key: Secret::new("embedded-secret"),
+        cors_origins: origins(),
     };
     let store = EmbeddedStore::start(config, Arc::clone(&bus)).await.unwrap();
     store.prepare().await.unwrap();
@@ -108,6 +116,7 @@ fn client_config(store: &EmbeddedStore) -> S3Config {
         upload_key: None,
         notification_arn: None,
         events_prefix: "imports/".into(),
+        cors_origins: origins(),
     }
 }
 
@@ -153,8 +162,11 @@ on_every_storage!(
     odd_keys_are_kept,
     it_answers_and_can_be_prepared_again,
     an_event_comes_for_an_object_that_is_there,
+    a_removed_object_is_gone,
+    browsers_may_upload,
 );
 
+const ORIGIN: &str = "https://app.example.com";
 const KEY: &str = "imports/0198/trips.csv";
 
 fn terms(content_length: Option<u64>) -> PutTerms {
@@ -424,6 +436,45 @@ async fn it_answers_and_can_be_prepared_again(place: Place) {
     assert_eq!(store.head(KEY).await.unwrap().unwrap().etag, etag);
 }
 
+async fn a_removed_object_is_gone(place: Place) {
+    let store = &*place.store;
+    stored(store, KEY, "kept").await;
+    let probe = "imports/doctor/0198/probe";
+    stored(store, probe, "hello").await;
+    // The second time, nothing is there.
+    store.delete(probe).await.unwrap();
+    store.delete(probe).await.unwrap();
+    assert_eq!(store.head(probe).await.unwrap(), None);
+    assert!(store.head(KEY).await.unwrap().is_some());
+    assert!(matches!(place.stranger.delete(KEY).await, Err(ObjectError::Refused { .. })));
+    assert!(store.head(KEY).await.unwrap().is_some());
+    assert_eq!(upload(store, probe, "again").await, StatusCode::OK);
+}
+
+async fn browsers_may_upload(place: Place) {
+    let store = &*place.store;
+    let put = store.presign_put(KEY, &terms(None));
+    let preflight = Client::new()
+        .request(Method::OPTIONS, &put.url)
+        .header("origin", ORIGIN)
+        .header("access-control-request-method", "PUT")
+        .header("access-control-request-headers", "content-type,if-none-match");
+    let answer = preflight.send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.status());
+    let listed = |name: &str| answer.headers()[name].to_str().unwrap().to_ascii_lowercase();
+    assert!(listed("access-control-allow-methods").contains("put"));
+    let headers = listed("access-control-allow-headers");
+    assert!(headers.contains("content-type") && headers.contains("if-none-match"), "{headers}");
+    assert_eq!(answer.headers()["access-control-allow-origin"], ORIGIN);
+    // Refusals have to be readable, too.
+    for (kind, status) in [("text/plain", 403), ("text/csv", 200), ("text/csv", 412)] {
+        let request = with_headers(Client::new().put(&put.url), &put, &["content-type"]).header("content-type", kind);
+        let answer = request.header("origin", ORIGIN).body("hello").send().await.unwrap();
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.headers()["access-control-allow-origin"], ORIGIN, "{status}");
+    }
+}
+
 async fn an_event_comes_for_an_object_that_is_there(place: Place) {
     let store = &*place.store;
     for key in [KEY, "imports/0199/a b+c.csv"] {
@@ -444,6 +495,18 @@ async fn an_event_comes_for_an_object_that_is_there(place: Place) {
 }
 
 // What only the embedded endpoint can go through.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embedded_pages_of_other_origins_are_not_let_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _bus) = start(folder.path(), 0).await;
+    let put = store.presign_put(KEY, &terms(None));
+    for method in [Method::OPTIONS, Method::GET] {
+        let request = Client::new().request(method, &put.url).header("origin", "https://evil.example.com");
+        let answer = request.header("access-control-request-method", "PUT").send().await.unwrap();
+        assert!(!answer.headers().contains_key("access-control-allow-origin"), "{:?}", answer.headers());
+    }
+}
 
 /// How many uploads have something on disk.
 fn staged(root: &Path) -> usize {
@@ -543,6 +606,7 @@ async fn an_address_that_is_taken_is_named() {
         region: "us-east-1".into(),
         access_key_id: "key".into(),
         secret_access_key: Secret::new("hunter2"),
+        cors_origins: origins(),
     };
     assert!(!format!("{config:?}").contains("hunter2"));
     let error = EmbeddedStore::start(config, bus).await.err().unwrap().to_string();
@@ -660,6 +724,7 @@ fn local() -> S3Config {
         upload_key: None,
         notification_arn: None,
         events_prefix: "imports/".into(),
+        cors_origins: origins(),
     }
 }
 
@@ -704,6 +769,39 @@ async fn a_bucket_that_may_not_be_looked_at_is_known_by_what_a_read_says() {
         let named = if code == "NoSuchBucket" { "no bucket imports" } else { code };
         assert!(matches!(&error, ObjectError::Refused { reason, .. } if reason.contains(named)), "{error}");
     }
+}
+
+fn xml(status: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cors_rule_is_added_to_those_of_others_and_read_back() {
+    let theirs = "<CORSRule><AllowedMethod>GET</AllowedMethod><AllowedOrigin>*</AllowedOrigin></CORSRule>";
+    // A rule as servers write it back: in an order of their own.
+    let ours = format!(
+        "<CORSRule><AllowedHeader>Content-Type</AllowedHeader><AllowedHeader>If-None-Match</AllowedHeader>\
+         <AllowedHeader>Content-Length</AllowedHeader><AllowedMethod>GET</AllowedMethod><AllowedMethod>HEAD</AllowedMethod>\
+         <AllowedMethod>PUT</AllowedMethod><AllowedOrigin>{ORIGIN}</AllowedOrigin><ExposeHeader>ETag</ExposeHeader>\
+         <ID>longshore</ID><MaxAgeSeconds>3600</MaxAgeSeconds></CORSRule>"
+    );
+    let whole = |rules: &str| xml("200 OK", &format!("<CORSConfiguration>{rules}</CORSConfiguration>"));
+    let answers = vec![xml("200 OK", ""), whole(theirs), xml("200 OK", ""), whole(&format!("{theirs}{ours}"))];
+    let (store, server) = scripted(answers).await;
+    store.prepare().await.unwrap();
+    let asked: Vec<String> = server.await.unwrap().iter().map(|asked| asked.to_ascii_lowercase()).collect();
+    assert!(asked[1].starts_with("get /imports/?") && asked[1].contains("&cors="), "{}", asked[1]);
+    assert!(asked[2].starts_with("put /imports/?") && asked[2].contains("content-md5: "), "{}", asked[2]);
+    assert!(asked[3].starts_with("get /imports/?") && asked[3].contains("&cors="), "{}", asked[3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_cors_stops_nothing() {
+    let refusal = xml("501 Not Implemented", "<Error><Code>NotImplemented</Code></Error>");
+    let preflight = xml("403 Forbidden", "");
+    let (store, server) = scripted(vec![xml("200 OK", ""), refusal, preflight]).await;
+    store.prepare().await.unwrap();
+    assert!(server.await.unwrap()[2].starts_with("OPTIONS /imports/"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

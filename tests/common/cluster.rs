@@ -101,6 +101,11 @@ impl Cluster {
         cluster
     }
 
+    /// What every node is set to.
+    pub fn settings(&self) -> Env {
+        self.env.clone()
+    }
+
     /// More workers; they are not waited for.
     pub fn start_workers(&mut self, more: usize) {
         for _ in 0..more {

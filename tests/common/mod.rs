@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test target uses its part
 
 pub mod api;
+pub mod browser;
 pub mod cluster;
 pub mod data;
 pub mod nats_wire;

@@ -27,9 +27,14 @@ pub struct Nats {
 
 impl Nats {
     pub async fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &["--jetstream"]).await
+    }
+
+    /// With other arguments: none is NATS without JetStream.
+    pub async fn start_with(folder: &Path, more: &[&str]) -> Self {
         let store = folder.join("nats-store");
-        let arguments = ["--jetstream", "--store_dir", store.to_str().unwrap()];
-        Self::start_with(folder, &arguments, store.clone(), None, Env::new()).await
+        let arguments = [&["--store_dir", store.to_str().unwrap()][..], more].concat();
+        Self::launch(folder, &arguments, store.clone(), None, Env::new()).await
     }
 
     /// With a configuration file, of which only the addresses are others; it takes its store and passwords from `env`.
@@ -37,10 +42,10 @@ impl Nats {
         let (monitoring, store) = (free_port(), folder.join("nats-store"));
         env.push(("NATS_STORE_DIR".to_owned(), store.to_str().unwrap().to_owned()));
         let arguments = ["--config", config.to_str().unwrap(), "--http_port", &monitoring.to_string()];
-        Self::start_with(folder, &arguments, store, Some(monitoring), env).await
+        Self::launch(folder, &arguments, store, Some(monitoring), env).await
     }
 
-    async fn start_with(folder: &Path, arguments: &[&str], store: PathBuf, monitoring: Option<u16>, env: Env) -> Self {
+    async fn launch(folder: &Path, arguments: &[&str], store: PathBuf, monitoring: Option<u16>, env: Env) -> Self {
         let port = free_port();
         let program = format!("{}/nats-server", server_setting("LONGSHORE_TEST_SERVERS_BIN"));
         let text = port.to_string();
@@ -232,6 +237,17 @@ impl Bucket {
         let url = self.bucket.put_object(Some(&self.credentials), key).sign(Duration::from_secs(60));
         let answer = self.http.put(url).header("content-type", "text/csv").body(body.to_vec()).send().await.unwrap();
         assert!(answer.status().is_success(), "PUT {key}: {}", answer.status());
+    }
+
+    /// What is in it, as the server's XML.
+    pub async fn list(&self) -> String {
+        // The bucket is the object without a name.
+        let mut list = self.bucket.get_object(Some(&self.credentials), "");
+        list.query_mut().insert("list-type", "2");
+        let url = list.sign(Duration::from_secs(60));
+        let answer = self.http.get(url).send().await.unwrap();
+        assert!(answer.status().is_success(), "the bucket cannot be listed: {}", answer.status());
+        answer.text().await.unwrap()
     }
 
     pub async fn delete(&self, key: &str) {

@@ -9,13 +9,14 @@
 //! | `LONGSHORE_IMPORTS` | `longshore.jobs.import` | until acknowledged |
 //! | `LONGSHORE_CHUNKS` | `longshore.jobs.chunk` | until acknowledged |
 //!
-//! Reports and changes go over core NATS, `longshore.reports.<import>` and `longshore.changes.<import>`: nobody may listen. Whatever is missing, because NATS lost its
-//! store, is made again by the next publish or pull. Messages carry no `Nats-Msg-Id`: a job that is published again was
-//! lost, and must not be taken for a duplicate.
+//! Reports and changes go over core NATS, `longshore.reports.<import>` and `longshore.changes.<import>`: nobody may
+//! listen. Whatever is missing, because NATS lost its store, is made again by the next publish or pull. Messages carry no
+//! `Nats-Msg-Id`: a job that is published again was lost, and must not be taken for a duplicate.
 //!
 //! Answers come to inboxes below `_INBOX.<user>.`, so that a server can keep users from reading each other's
 //! (`deploy/nats/nats.conf`); `_INBOX.>`, which many grant, holds them too.
 
+pub mod inspect;
 mod jetstream;
 mod pull;
 mod receipt;
@@ -128,19 +129,12 @@ impl NatsBus {
                 }
                 async {}
             });
-        let options = match address.inbox() {
-            Some(prefix) => options.custom_inbox_prefix(prefix),
-            None => options,
-        };
-        let options = match (address.user, address.password) {
-            (Some(user), Some(password)) => options.user_and_password(user, password),
-            (Some(token), None) => options.token(token),
-            _ => options,
-        };
-        let client = options.connect(address.servers).await.map_err(|error| BusError {
-            endpoint: address.shown.clone(),
-            reason: format!("no connection can be set up: {error}"),
-        })?;
+        let shown = address.shown.clone();
+        let (options, servers) = credentials(options, address);
+        let client = options
+            .connect(servers)
+            .await
+            .map_err(|error| BusError { endpoint: shown, reason: format!("no connection can be set up: {error}") })?;
         let jetstream = JetStream::new(client.clone(), endpoint, reconnected, &config);
         let (reports, changes) = (format!("{}.reports", config.prefix), format!("{}.changes", config.prefix));
         Ok(Self { client, jetstream, reports, changes, surplus: Mutex::default() })
@@ -356,6 +350,20 @@ fn log(endpoint: &str, event: &Event) {
         Event::SlowConsumer(_) => debug!(endpoint, "a slow listener lost reports"),
         event => debug!(endpoint, %event, "nats"),
     }
+}
+
+/// Who we are, and where.
+fn credentials(options: ConnectOptions, address: Address) -> (ConnectOptions, Vec<ServerAddr>) {
+    let options = match address.inbox() {
+        Some(prefix) => options.custom_inbox_prefix(prefix),
+        None => options,
+    };
+    let options = match (address.user, address.password) {
+        (Some(user), Some(password)) => options.user_and_password(user, password),
+        (Some(token), None) => options.token(token),
+        _ => options,
+    };
+    (options, address.servers)
 }
 
 /// A URL, taken apart so that its credentials are nowhere else.

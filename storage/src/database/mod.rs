@@ -10,6 +10,7 @@ mod clients;
 mod entity;
 mod imports;
 mod lease;
+pub mod pending;
 mod schema;
 
 use std::sync::Arc;

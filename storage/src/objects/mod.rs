@@ -5,14 +5,20 @@
 //! - [`s3`]: any S3 server, over the network. `notification` asks it for events, where it can send them.
 //! - [`embedded`]: our own S3 endpoint over a folder, for a process that needs no server beside it.
 //! - [`secret`], `presign`: credentials, and the signatures that both share.
+//! - [`probe`]: what `longshore doctor` asks an S3 server.
+//! - [`origins`], `cors`: which web pages may upload, and the bucket's configuration that says so.
 
+mod cors;
 pub mod embedded;
 mod notification;
+pub mod origins;
 mod presign;
+pub mod probe;
 pub mod s3;
 pub mod secret;
 
 pub use embedded::{EmbeddedConfig, EmbeddedStore};
+pub use origins::CorsOrigins;
 pub use s3::{S3Config, S3Store};
 pub use secret::{AccessKey, Secret};
 
@@ -106,7 +112,7 @@ pub trait ObjectStore: Send + Sync {
     /// The bucket that imports are uploaded to.
     fn bucket(&self) -> &str;
 
-    /// Makes what is missing (the bucket, and where configured the notification) and leaves alone what is there. May run
+    /// Makes what is missing (the bucket, and where configured the notification and the CORS rule) and leaves alone what is there. May run
     /// twice, on two nodes at once.
     async fn prepare(&self) -> Result<(), ObjectError>;
 
@@ -124,6 +130,10 @@ pub trait ObjectStore: Send + Sync {
 
     /// Looks at an object; `None` where there is none.
     async fn head(&self, key: &str) -> Result<Option<ObjectHead>, ObjectError>;
+
+    /// Removes an object; none at the key is no error. Imports are never removed: this is for what `longshore doctor` put
+    /// there.
+    async fn delete(&self, key: &str) -> Result<(), ObjectError>;
 
     /// Reads exactly `range`, of the object with that ETag. A short or long answer is [`ObjectError::Unavailable`].
     async fn get_range(&self, key: &str, range: ByteRange, etag: &str) -> Result<Bytes, ObjectError>;

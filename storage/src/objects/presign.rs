@@ -85,8 +85,31 @@ impl Signer {
         self.internal.get_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
     }
 
+    pub(super) fn delete(&self, key: &str) -> Url {
+        self.internal.delete_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+    }
+
     pub(super) fn head_bucket(&self) -> Url {
         self.internal.head_bucket(Some(&self.credentials)).sign(OWN_REQUESTS)
+    }
+
+    /// A GET of one of the bucket's configurations, `cors` or `notification`: the bucket is the object without a name.
+    pub(super) fn get_configuration(&self, name: &'static str) -> Url {
+        let mut action = self.internal.get_object(Some(&self.credentials), "");
+        action.query_mut().insert(name, "");
+        action.sign(OWN_REQUESTS)
+    }
+
+    /// Replaces one of the bucket's configurations.
+    pub(super) fn put_configuration(&self, name: &'static str) -> Url {
+        let mut action = self.internal.put_object(Some(&self.credentials), "");
+        action.query_mut().insert(name, "");
+        action.sign(OWN_REQUESTS)
+    }
+
+    /// Where a key is, without a signature.
+    pub(super) fn object_address(&self, key: &str) -> Url {
+        self.internal.object_url(key)
     }
 }
 
@@ -159,6 +182,14 @@ mod tests {
     #[test]
     fn own_requests_go_to_the_internal_address() {
         assert!(signer().get("a b/ü.csv").as_str().starts_with("http://10.0.0.7:9000/imports/a%20b/%C3%BC.csv?"));
+    }
+
+    #[test]
+    fn the_configuration_of_the_bucket_is_asked_for_by_its_name() {
+        for url in [signer().get_configuration("cors"), signer().put_configuration("cors")] {
+            assert_eq!(url.path(), "/imports/");
+            assert!(url.query_pairs().any(|(name, value)| name == "cors" && value.is_empty()), "{url}");
+        }
     }
 
     #[test]

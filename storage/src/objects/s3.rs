@@ -19,8 +19,9 @@ use longshore_domain::ByteRange;
 use longshore_telemetry::{Dependency, metrics};
 
 use super::notification;
+use super::origins::CorsOrigins;
 use super::presign::{Signer, shown};
-use super::{AccessKey, ObjectError, ObjectHead, ObjectStore, PresignedPut, PutTerms, Secret};
+use super::{AccessKey, ObjectError, ObjectHead, ObjectStore, PresignedPut, PutTerms, Secret, cors};
 
 /// How often a request is tried.
 const TRIES: u32 = 4;
@@ -58,6 +59,8 @@ pub struct S3Config {
     pub notification_arn: Option<String>,
     /// The prefix of the keys that events are wanted of, `imports/`.
     pub events_prefix: String,
+    /// Web pages that may upload; none: the bucket's CORS is left alone.
+    pub cors_origins: CorsOrigins,
 }
 
 impl std::fmt::Debug for S3Config {
@@ -69,6 +72,7 @@ impl std::fmt::Debug for S3Config {
             .field("region", &self.region)
             .field("notification_arn", &self.notification_arn)
             .field("events_prefix", &self.events_prefix)
+            .field("cors_origins", &self.cors_origins)
             .finish_non_exhaustive()
     }
 }
@@ -78,15 +82,16 @@ pub struct S3Store {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: S3Config,
-    endpoint: String,
-    signer: Signer,
-    client: Client,
+/// What `cors` and `probe` work with, too.
+pub(super) struct Inner {
+    pub(super) config: S3Config,
+    pub(super) endpoint: String,
+    pub(super) signer: Signer,
+    pub(super) client: Client,
 }
 
 /// What became of one try.
-enum Failure {
+pub(super) enum Failure {
     /// Of the moment: try again.
     Again(String),
     /// Trying again changes nothing.
@@ -125,6 +130,10 @@ impl S3Store {
             })?;
         Ok(Self { inner: Arc::new(Inner { config, endpoint, signer, client }) })
     }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
 }
 
 #[async_trait]
@@ -135,7 +144,8 @@ impl ObjectStore for S3Store {
 
     async fn prepare(&self) -> Result<(), ObjectError> {
         let there = self.inner.bucket_exists().await?;
-        notification::prepare(&self.inner.config, &self.inner.endpoint, there).await
+        notification::prepare(&self.inner.config, &self.inner.endpoint, there).await?;
+        cors::prepare(&self.inner).await
     }
 
     async fn check(&self) -> Result<(), ObjectError> {
@@ -148,6 +158,10 @@ impl ObjectStore for S3Store {
 
     async fn head(&self, key: &str) -> Result<Option<ObjectHead>, ObjectError> {
         self.inner.retrying(|| self.inner.head_once(key)).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), ObjectError> {
+        self.inner.retrying(|| self.inner.delete_once(key)).await
     }
 
     async fn get_range(&self, key: &str, range: ByteRange, etag: &str) -> Result<Bytes, ObjectError> {
@@ -245,7 +259,7 @@ impl Reading {
 }
 
 impl Inner {
-    async fn retrying<T, F, A>(&self, attempt: F) -> Result<T, ObjectError>
+    pub(super) async fn retrying<T, F, A>(&self, attempt: F) -> Result<T, ObjectError>
     where
         F: Fn() -> A,
         A: Future<Output = Result<T, Failure>>,
@@ -319,6 +333,20 @@ impl Inner {
         Ok(Some(ObjectHead { size, etag, last_modified }))
     }
 
+    async fn delete_once(&self, key: &str) -> Result<(), Failure> {
+        let request = self.client.delete(self.signer.delete(key)).timeout(HEAD_TIMEOUT);
+        let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let (code, _) = error_of(response).await;
+        match (status, code.as_deref()) {
+            (StatusCode::NOT_FOUND, Some("NoSuchKey")) => Ok(()),
+            (status, code) => Err(self.failure(status, code, key)),
+        }
+    }
+
     /// Whether the planned object is there, for reads of nothing: S3 has no empty range.
     async fn verify(&self, key: &str, etag: &str) -> Result<(), ObjectError> {
         match self.retrying(|| self.head_once(key)).await? {
@@ -342,7 +370,7 @@ impl Inner {
             if status.is_success() {
                 return Err(Failure::Again(format!("the answer to a range was {status}")));
             }
-            let code = error_code(response).await;
+            let (code, _) = error_of(response).await;
             return Err(self.failure(status, code.as_deref(), key));
         }
         match etag_of(response.headers()) {
@@ -400,6 +428,21 @@ impl Inner {
         Failure::Final(error)
     }
 
+    /// The same for a wish that is no object's.
+    pub(super) fn failure_of(&self, wish: &str, status: StatusCode, code: Option<&str>) -> Failure {
+        match self.failure(status, code, wish) {
+            Failure::Final(ObjectError::Missing { .. } | ObjectError::Changed { .. }) => {
+                let code = code.map(|code| format!(", {code}")).unwrap_or_default();
+                Failure::Final(self.refused(format!("it does not let us {wish} ({status}{code})")))
+            }
+            Failure::Final(ObjectError::Refused { endpoint, reason }) => Failure::Final(ObjectError::Refused {
+                endpoint,
+                reason: format!("it does not let us {wish}: {reason}"),
+            }),
+            failure => failure,
+        }
+    }
+
     fn no_bucket(&self) -> ObjectError {
         self.refused(format!(
             "there is no bucket {}: create it (deploy/minio/setup does), or start longshore with credentials that may",
@@ -407,11 +450,11 @@ impl Inner {
         ))
     }
 
-    fn unavailable(&self, reason: String) -> ObjectError {
+    pub(super) fn unavailable(&self, reason: String) -> ObjectError {
         ObjectError::Unavailable { endpoint: self.endpoint.clone(), reason }
     }
 
-    fn refused(&self, reason: String) -> ObjectError {
+    pub(super) fn refused(&self, reason: String) -> ObjectError {
         ObjectError::Refused { endpoint: self.endpoint.clone(), reason }
     }
 }
@@ -423,7 +466,7 @@ async fn pause(tries: u32) {
     tokio::time::sleep(longest / 2 + Duration::from_millis(random)).await;
 }
 
-fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+pub(super) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()
 }
 
@@ -433,8 +476,9 @@ fn etag_of(headers: &HeaderMap) -> Option<String> {
     Some(etag.trim_start_matches("W/").trim_matches('"').to_owned()).filter(|etag| !etag.is_empty())
 }
 
-/// The code that S3 puts into an error's body.
-async fn error_code(mut response: Response) -> Option<String> {
+/// The code and the message that S3 puts into an error's body. The message may name whatever was signed: it is for the
+/// eyes of an operator, never for a log.
+pub(super) async fn error_of(mut response: Response) -> (Option<String>, Option<String>) {
     let mut body = Vec::new();
     while let Ok(Some(block)) = response.chunk().await {
         body.extend_from_slice(&block);
@@ -443,13 +487,14 @@ async fn error_code(mut response: Response) -> Option<String> {
         }
     }
     let body = String::from_utf8_lossy(&body);
-    let code = body.split_once("<Code>")?.1.split_once("</Code>")?.0;
-    let plain = !code.is_empty() && code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    plain.then(|| code.to_owned())
+    let between = |from: &str, to: &str| Some(body.split_once(from)?.1.split_once(to)?.0.to_owned());
+    let plain =
+        |code: &String| !code.is_empty() && code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (between("<Code>", "</Code>").filter(plain), between("<Message>", "</Message>"))
 }
 
 /// An error with its causes, without its URL: that one carries a signature.
-fn causes(error: reqwest::Error) -> String {
+pub(super) fn causes(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut shown = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -476,6 +521,7 @@ mod tests {
             upload_key: None,
             notification_arn: None,
             events_prefix: "imports/".into(),
+            cors_origins: CorsOrigins::default(),
         })
         .unwrap()
     }

@@ -131,7 +131,7 @@ impl JetStream {
         format!("{}-{}", self.prefix.replace(['.', ' '], "_"), queue.consumer())
     }
 
-    fn subject(&self, queue: Queue) -> String {
+    pub(super) fn subject(&self, queue: Queue) -> String {
         match queue {
             Queue::Events => self.events_subject.clone(),
             Queue::Imports => format!("{}.jobs.import", self.prefix),
@@ -189,7 +189,7 @@ impl JetStream {
         Ok(stream)
     }
 
-    fn stream_config(&self, queue: Queue) -> stream::Config {
+    pub(super) fn stream_config(&self, queue: Queue) -> stream::Config {
         let jobs = queue != Queue::Events;
         stream::Config {
             name: stream_name(&self.prefix, queue),
@@ -203,7 +203,7 @@ impl JetStream {
         }
     }
 
-    fn consumer_config(&self, queue: Queue) -> pull::Config {
+    pub(super) fn consumer_config(&self, queue: Queue) -> pull::Config {
         pull::Config {
             durable_name: Some(self.consumer(queue)),
             ack_policy: AckPolicy::Explicit,

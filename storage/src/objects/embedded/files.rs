@@ -132,6 +132,27 @@ impl Files {
         Ok(head_of(&file.metadata()?)?)
     }
 
+    /// Removes an object, and the folders of its key that are empty then, but for the first: every import makes use of
+    /// that. None at the key is no error.
+    pub(super) fn remove(&self, key: &str) -> Result<(), FileError> {
+        let Some(path) = self.path(key) else { return Ok(()) };
+        match fs::remove_file(&path).map_err(FileError::from) {
+            Ok(()) => {}
+            Err(FileError::Missing) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut folder = path.parent().unwrap_or(&self.bucket);
+        while let Some(above) = folder.parent().filter(|above| above.starts_with(&self.bucket) && *above != self.bucket)
+        {
+            // It fails where something else is in it.
+            if fs::remove_dir(folder).is_err() {
+                break;
+            }
+            folder = above;
+        }
+        Ok(sync_folder(folder)?)
+    }
+
     /// Makes the names of a folder durable, and the folder's own, up to the root.
     fn sync_up_from(&self, folder: &Path) -> io::Result<()> {
         for folder in folder.ancestors() {
@@ -277,6 +298,20 @@ mod tests {
         assert!(matches!(commit(&files, "imports/1/a.csv", "second"), Err(FileError::Exists)));
         assert_eq!(files.head("imports/1/a.csv").unwrap(), head);
         assert_eq!(&files.open_planned("imports/1/a.csv", &head.etag).unwrap().read(0, 5).unwrap()[..], b"first");
+    }
+
+    #[test]
+    fn a_removed_object_takes_its_empty_folders_with_it() {
+        let (_folder, files) = files();
+        commit(&files, "imports/doctor/1/probe", "x").unwrap();
+        commit(&files, "imports/1/a.csv", "x").unwrap();
+        files.remove("imports/doctor/1/probe").unwrap();
+        assert!(!files.exists("imports/doctor") && files.exists("imports/1/a.csv"));
+        for key in ["imports/doctor/1/probe", "imports/1/a.csv/b", "../imports/1/a.csv"] {
+            files.remove(key).unwrap();
+        }
+        assert!(files.exists("imports/1/a.csv"));
+        assert!(files.remove("imports/1").is_err(), "a folder is no object");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The socket of the embedded endpoint: accepts connections, bounds their number and their patience, hands requests to
-//! `s3s`.
+//! The socket of the embedded endpoint: accepts connections, bounds their number and their patience, answers the
+//! preflights of browsers, hands requests to `s3s`.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -9,20 +9,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::poll_fn;
-use http::{Request, header};
+use http::{Method, Request, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use s3s::service::S3Service;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tower::{Layer as _, service_fn, util::option_layer};
+use tower_http::cors::CorsLayer;
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
 use tracing::{debug, warn};
+
+use super::CorsOrigins;
 
 /// Connections at once; more wait in the socket's own queue.
 const CONNECTIONS: usize = 512;
@@ -42,10 +46,12 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    pub(super) fn start(socket: TcpListener, service: S3Service) -> Self {
+    pub(super) fn start(socket: TcpListener, service: S3Service, origins: &CorsOrigins) -> Self {
+        let methods = [Method::PUT, Method::GET, Method::HEAD];
+        let cors = origins.layer(&methods, &[header::CONTENT_TYPE, header::IF_NONE_MATCH], &[header::ETAG]);
         let stop = CancellationToken::new();
         let task = TaskTracker::new();
-        task.spawn(accept(socket, service, stop.clone()));
+        task.spawn(accept(socket, service, cors, stop.clone()));
         task.close();
         Self { _guard: stop.clone().drop_guard(), stop, task }
     }
@@ -63,7 +69,7 @@ impl Listener {
     }
 }
 
-async fn accept(socket: TcpListener, service: S3Service, stop: CancellationToken) {
+async fn accept(socket: TcpListener, service: S3Service, cors: Option<CorsLayer>, stop: CancellationToken) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let graceful = GracefulShutdown::new();
     loop {
@@ -77,7 +83,7 @@ async fn accept(socket: TcpListener, service: S3Service, stop: CancellationToken
         };
         match accepted {
             None => break,
-            Some((Ok((stream, _)), permit)) => serve(stream, permit, &service, &graceful),
+            Some((Ok((stream, _)), permit)) => serve(stream, permit, &service, cors.as_ref(), &graceful),
             Some((Err(error), _)) => {
                 warn!(%error, "the embedded S3 endpoint could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -88,7 +94,13 @@ async fn accept(socket: TcpListener, service: S3Service, stop: CancellationToken
     graceful.shutdown().await;
 }
 
-fn serve(stream: TcpStream, permit: OwnedSemaphorePermit, service: &S3Service, graceful: &GracefulShutdown) {
+fn serve(
+    stream: TcpStream,
+    permit: OwnedSemaphorePermit,
+    service: &S3Service,
+    cors: Option<&CorsLayer>,
+    graceful: &GracefulShutdown,
+) {
     let service = service.clone();
     let handle = service_fn(move |request: Request<Incoming>| {
         let service = service.clone();
@@ -104,6 +116,8 @@ fn serve(stream: TcpStream, permit: OwnedSemaphorePermit, service: &S3Service, g
             answer
         }
     });
+    // A preflight carries no signature: it is answered before `s3s` asks for one.
+    let handle = TowerToHyperService::new(option_layer(cors.cloned()).layer(handle));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), handle));

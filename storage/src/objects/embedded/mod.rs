@@ -29,7 +29,7 @@ use url::Url;
 use longshore_domain::ByteRange;
 
 use super::presign::{Signer, shown};
-use super::{ObjectError, ObjectHead, ObjectStore, PresignedPut, PutTerms, Secret};
+use super::{CorsOrigins, ObjectError, ObjectHead, ObjectStore, PresignedPut, PutTerms, Secret};
 use crate::bus::Bus;
 use files::{FileError, Files};
 use listener::Listener;
@@ -57,6 +57,8 @@ pub struct EmbeddedConfig {
     pub access_key_id: String,
     /// The secret of that key.
     pub secret_access_key: Secret,
+    /// Web pages that may upload.
+    pub cors_origins: CorsOrigins,
 }
 
 /// The embedded endpoint. It stops when dropped; [`EmbeddedStore::shutdown`] lets uploads end first.
@@ -106,7 +108,7 @@ impl EmbeddedStore {
         let service = EmbeddedS3::new(Arc::clone(&files), config.bucket.clone(), MAX_PUT_SIZE, bus, tasks.clone());
         let mut builder = S3ServiceBuilder::new(service);
         builder.set_auth(SimpleAuth::from_single(config.access_key_id.clone(), config.secret_access_key.expose()));
-        let listener = Listener::start(socket, builder.build());
+        let listener = Listener::start(socket, builder.build(), &config.cors_origins);
         info!(endpoint = shown(&endpoint), root = %config.root.display(), "the embedded S3 endpoint listens");
         Ok(Self { bucket: config.bucket, endpoint, files, signer, listener, tasks })
     }
@@ -184,6 +186,11 @@ impl ObjectStore for EmbeddedStore {
             Err(FileError::Missing) => Ok(None),
             Err(error) => Err(self.error(key, error)),
         }
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), ObjectError> {
+        let (files, name) = (Arc::clone(&self.files), key.to_owned());
+        files::blocking(move || files.remove(&name)).await.map_err(|error| self.error(key, error))
     }
 
     async fn get_range(&self, key: &str, range: ByteRange, etag: &str) -> Result<Bytes, ObjectError> {

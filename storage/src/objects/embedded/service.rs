@@ -1,4 +1,5 @@
-//! The S3 words that the embedded endpoint knows: PUT and GET of objects, HEAD of objects and of the bucket.
+//! The S3 words that the embedded endpoint knows: PUT and GET of objects, HEAD of objects and of the bucket, DELETE
+//! of the doctor's probes.
 //!
 //! Called by `s3s` once a signature is proven; whatever is not here is answered NotImplemented by `s3s` itself, and
 //! nothing is anonymous. Publishes a storage event for every object, last.
@@ -11,8 +12,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt};
 use s3s::dto::{
-    ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
-    HeadObjectOutput, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp,
+    DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput,
+    HeadBucketOutput, HeadObjectInput, HeadObjectOutput, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp,
 };
 use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
@@ -24,6 +25,7 @@ use uuid::Uuid;
 use super::ObjectHead;
 use super::files::{FileError, Files, blocking};
 use crate::bus::{Bus, StorageEvent};
+use crate::start::PROBE_PREFIX;
 
 /// How long an upload's body may stand still.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -221,6 +223,16 @@ impl S3 for EmbeddedS3 {
             ..Default::default()
         };
         Ok(S3Response::new(output))
+    }
+
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        self.check_bucket(&request.input.bucket)?;
+        let (files, key) = (Arc::clone(&self.files), request.input.key);
+        if !key.starts_with(PROBE_PREFIX) {
+            return Err(s3_error!(AccessDenied, "the object of an import is not removed"));
+        }
+        blocking(move || files.remove(&key)).await.map_err(internal)?;
+        Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
     async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
