@@ -41,6 +41,6 @@ bench:
 bench-publish:
     deploy/servers run -- deploy/bench-publish
 
-# PostgreSQL, NATS and MinIO for a try by hand; `deploy/servers stop DIR` ends them
+# PostgreSQL, NATS, MinIO and versitygw for a try by hand; `deploy/servers stop DIR` ends them
 servers:
     deploy/servers start

@@ -1,4 +1,4 @@
-//! A real cluster: `longshore api` and `longshore worker` processes over NATS JetStream, MinIO and PostgreSQL.
+//! A real cluster: `longshore api` and `longshore worker` processes over NATS JetStream, an S3 server and PostgreSQL.
 //!
 //! Needs `deploy/servers test`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
@@ -12,8 +12,30 @@ use serde_json::{Value, json};
 use common::api::{assert_failed, assert_succeeded, assert_tiles, id_of, kind_of, read};
 use common::cluster::{Cluster, Options};
 use common::data::{columns, source};
+use common::s3::{S3Kind, on_every_s3_server};
 use common::servers::PostgresServer;
 use common::{seed, until};
+
+on_every_s3_server!(
+    a_storage_event_alone_starts_an_import_that_several_workers_share,
+    complete_starts_an_import_where_no_event_comes,
+    the_storage_itself_refuses_what_was_not_promised,
+    the_sweep_finds_what_nobody_told_of,
+    all_triggers_at_once_start_an_import_once,
+    an_upload_that_breaks_off_loads_nothing,
+    a_notification_that_cannot_be_set_is_reported_and_stops_nothing,
+    an_object_that_changed_fails_the_import_and_leaves_nothing,
+    an_object_replaced_while_its_chunks_are_loaded_fails_the_import,
+    nodes_that_start_at_the_same_moment_make_everything_together,
+    two_imports_into_one_new_table_both_end_in_it,
+    a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays,
+    a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes,
+    servers_that_are_down_at_the_start_are_waited_for,
+    a_wiped_nats_in_the_middle_of_an_import_loses_nothing,
+    a_nats_that_is_away_delays_imports_and_loses_none,
+    a_database_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back,
+    a_storage_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back,
+);
 
 fn into(table: &str) -> Value {
     json!({"destination": {"table": table}})
@@ -24,9 +46,8 @@ async fn workers_of(cluster: &Cluster, id: &str) -> BTreeSet<String> {
     chunks.iter().map(|chunk| chunk["worker"].as_str().unwrap().to_owned()).collect()
 }
 
-#[tokio::test]
-async fn a_storage_event_alone_starts_an_import_that_several_workers_share() {
-    let cluster = Cluster::start(&Options { events: true, ..Options::default() }).await;
+async fn a_storage_event_alone_starts_an_import_that_several_workers_share(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { events: true, ..Options::on(s3) }).await;
     let source = source(seed(), 20_000, 1, 0);
     let import = cluster.api.import(&into("trips"), source.csv.clone()).await;
     assert_succeeded(&import);
@@ -51,9 +72,8 @@ async fn a_storage_event_alone_starts_an_import_that_several_workers_share() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn complete_starts_an_import_where_no_event_comes() {
-    let cluster = Cluster::start(&Options::default()).await;
+async fn complete_starts_an_import_where_no_event_comes(s3: S3Kind) {
+    let cluster = Cluster::start(&Options::on(s3)).await;
     let source = source(seed(), 5_000, 1, 50);
     let mut request = into("trips");
     request["columns"] = columns();
@@ -76,9 +96,8 @@ async fn complete_starts_an_import_where_no_event_comes() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn the_storage_itself_refuses_what_was_not_promised() {
-    let cluster = Cluster::start(&Options { workers: 0, ..Options::default() }).await;
+async fn the_storage_itself_refuses_what_was_not_promised(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { workers: 0, ..Options::on(s3) }).await;
     let api = &cluster.api;
     let body = b"a,b\n1,2\n".to_vec();
     let created = api.create(&json!({"destination": {"table": "t"}, "file": {"size": body.len()}})).await;
@@ -95,9 +114,8 @@ async fn the_storage_itself_refuses_what_was_not_promised() {
     assert_eq!(api.put(&created, body).await, 412);
 }
 
-#[tokio::test]
-async fn the_sweep_finds_what_nobody_told_of() {
-    let cluster = Cluster::start(&Options { sweep: "1s", ..Options::default() }).await;
+async fn the_sweep_finds_what_nobody_told_of(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { sweep: "1s", ..Options::on(s3) }).await;
     let source = source(seed(), 3_000, 1, 0);
     let import = cluster.api.import(&into("trips"), source.csv.clone()).await;
     assert_succeeded(&import);
@@ -105,9 +123,8 @@ async fn the_sweep_finds_what_nobody_told_of() {
     cluster.database.assert_holds("trips", &[&source.csv]).await;
 }
 
-#[tokio::test]
-async fn all_triggers_at_once_start_an_import_once() {
-    let cluster = Cluster::start(&Options { events: true, sweep: "100ms", ..Options::default() }).await;
+async fn all_triggers_at_once_start_an_import_once(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { events: true, sweep: "100ms", ..Options::on(s3) }).await;
     let api = &cluster.api;
     let mut files = Vec::new();
     for round in 0..8 {
@@ -138,9 +155,55 @@ async fn all_triggers_at_once_start_an_import_once() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn an_object_that_changed_fails_the_import_and_leaves_nothing() {
-    let mut cluster = Cluster::start(&Options { workers: 0, ..Options::default() }).await;
+async fn an_upload_that_breaks_off_loads_nothing(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { workers: 1, events: true, ..Options::on(s3) }).await;
+    let source = source(seed(), 5_000, 1, 0);
+    let mut request = into("trips");
+    request["file"] = json!({"size": source.csv.len()});
+    let created = cluster.api.create(&request).await;
+    cluster.api.put_part(&created, &source.csv[..source.csv.len() / 2]).await;
+    match s3 {
+        S3Kind::Minio => {
+            assert_eq!(cluster.api.got(&format!("/v1/imports/{}", id_of(&created))).await["state"], "awaiting_upload");
+            assert_eq!(cluster.api.put(&created, source.csv.clone()).await, 200);
+            assert_succeeded(&cluster.api.done(&id_of(&created)).await);
+            cluster.database.assert_holds("trips", &[&source.csv]).await;
+        }
+        // It keeps the half, and tells of it.
+        S3Kind::Versity => {
+            assert_failed(&cluster.api.done(&id_of(&created)).await, "incomplete-upload");
+            assert!(!cluster.database.has_table("trips").await);
+        }
+    }
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+async fn a_notification_that_cannot_be_set_is_reported_and_stops_nothing(s3: S3Kind) {
+    // MinIO does not know this target, versitygw knows none at all.
+    let arn = "arn:minio:sqs::nowhere:nats";
+    let options = Options { workers: 1, events: true, notification_arn: Some(arn), ..Options::on(s3) };
+    let cluster = Cluster::start(&options).await;
+    for process in [&cluster.nodes[0], &cluster.workers[0]] {
+        process.says("the bucket's notification could not be set").await;
+    }
+    let id = cluster.api.begin(&into("trips"), "a\n1\n").await;
+    let trigger = match s3 {
+        S3Kind::Minio => {
+            assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+            "complete"
+        }
+        // Its events come for all buckets, whatever is asked for.
+        S3Kind::Versity => "event",
+    };
+    let import = cluster.api.done(&id).await;
+    assert_succeeded(&import);
+    assert_eq!(import["trigger"], trigger);
+    cluster.assert_clean_logs();
+}
+
+async fn an_object_that_changed_fails_the_import_and_leaves_nothing(s3: S3Kind) {
+    let mut cluster = Cluster::start(&Options { workers: 0, ..Options::on(s3) }).await;
     let mut imports = Vec::new();
     for table in ["replaced", "deleted"] {
         let created = cluster.api.create(&into(table)).await;
@@ -164,9 +227,8 @@ async fn an_object_that_changed_fails_the_import_and_leaves_nothing() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn an_object_replaced_while_its_chunks_are_loaded_fails_the_import() {
-    let cluster = Cluster::start(&Options { chunk_size: "2000", ..Options::default() }).await;
+async fn an_object_replaced_while_its_chunks_are_loaded_fails_the_import(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { chunk_size: "2000", ..Options::on(s3) }).await;
     let (old, new) = (source(7, 40_000, 1, 0), source(8, 40_000, 1, 0));
     let created = cluster.api.create(&into("trips")).await;
     assert_eq!(cluster.api.put(&created, old.csv.clone()).await, 200);
@@ -186,10 +248,9 @@ async fn an_object_replaced_while_its_chunks_are_loaded_fails_the_import() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn nodes_that_start_at_the_same_moment_make_everything_together() {
+async fn nodes_that_start_at_the_same_moment_make_everything_together(s3: S3Kind) {
     // Two APIs and two workers meet an empty database, an empty NATS and no bucket.
-    let mut cluster = Cluster::start(&Options { workers: 0, ..Options::default() }).await;
+    let mut cluster = Cluster::start(&Options { workers: 0, ..Options::on(s3) }).await;
     for process in &mut cluster.nodes {
         process.kill();
     }
@@ -210,9 +271,8 @@ async fn nodes_that_start_at_the_same_moment_make_everything_together() {
     assert_eq!(other.got(&format!("/v1/imports/{id}")).await["state"], "succeeded");
 }
 
-#[tokio::test]
-async fn two_imports_into_one_new_table_both_end_in_it() {
-    let cluster = Cluster::start(&Options { sweep: "200ms", chunk_size: "4000", ..Options::default() }).await;
+async fn two_imports_into_one_new_table_both_end_in_it(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { sweep: "200ms", chunk_size: "4000", ..Options::on(s3) }).await;
     let (one, two) = (source(10, 5_000, 1, 0), source(11, 5_000, 5_001, 0));
     let request = into("trips");
     let (first, second) =
@@ -224,9 +284,8 @@ async fn two_imports_into_one_new_table_both_end_in_it() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays() {
-    let cluster = Cluster::start(&Options { sweep: "200ms", chunk_size: "100", ..Options::default() }).await;
+async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { sweep: "200ms", chunk_size: "100", ..Options::on(s3) }).await;
     cluster
         .database
         .run("CREATE TABLE keyed (id bigint PRIMARY KEY, name text); INSERT INTO keyed VALUES (5, 'old')")
@@ -253,9 +312,8 @@ async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes() {
-    let cluster = Cluster::start(&Options { chunk_size: "2000", sweep: "200ms", ..Options::default() }).await;
+async fn a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { chunk_size: "2000", sweep: "200ms", ..Options::on(s3) }).await;
     let source = source(seed(), 40_000, 1, 0);
     let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
     cluster.api.chunks_done(&id, 20).await;
@@ -282,25 +340,23 @@ async fn a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes() 
 
 // ------------------------------------------------------------------------------------------- dependencies that go away
 
-#[tokio::test]
-async fn servers_that_are_down_at_the_start_are_waited_for() {
-    let mut cluster = Cluster::start(&Options { workers: 0, events: true, ..Options::default() }).await;
+async fn servers_that_are_down_at_the_start_are_waited_for(s3: S3Kind) {
+    let mut cluster = Cluster::start(&Options { workers: 0, events: true, ..Options::on(s3) }).await;
     cluster.api_process().kill();
     cluster.nats.process.kill();
-    cluster.minio.as_mut().unwrap().process.kill();
+    cluster.storage.as_mut().unwrap().process.kill();
     cluster.start_workers(1);
     cluster.workers[0].says("waiting for NATS").await;
     cluster.nats.process.start();
     cluster.workers[0].says("waiting for the object storage").await;
-    cluster.minio.as_mut().unwrap().process.start();
+    cluster.storage.as_mut().unwrap().process.start();
     cluster.api_process().start();
     cluster.ready().await;
     assert_succeeded(&cluster.api.import(&into("trips"), "a\n1\n").await);
 }
 
-#[tokio::test]
-async fn a_wiped_nats_in_the_middle_of_an_import_loses_nothing() {
-    let mut cluster = Cluster::start(&Options { chunk_size: "2000", sweep: "1s", ..Options::default() }).await;
+async fn a_wiped_nats_in_the_middle_of_an_import_loses_nothing(s3: S3Kind) {
+    let mut cluster = Cluster::start(&Options { chunk_size: "2000", sweep: "1s", ..Options::on(s3) }).await;
     let source = source(seed(), 30_000, 1, 0);
     let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
     cluster.api.chunks_done(&id, 20).await;
@@ -314,9 +370,8 @@ async fn a_wiped_nats_in_the_middle_of_an_import_loses_nothing() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn a_nats_that_is_away_delays_imports_and_loses_none() {
-    let mut cluster = Cluster::start(&Options { sweep: "1s", ..Options::default() }).await;
+async fn a_nats_that_is_away_delays_imports_and_loses_none(s3: S3Kind) {
+    let mut cluster = Cluster::start(&Options { sweep: "1s", ..Options::on(s3) }).await;
     cluster.nats.process.kill();
     let source = source(12, 2_000, 1, 0);
     let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
@@ -340,12 +395,11 @@ async fn assert_unavailable(answer: reqwest::Response) {
     assert_eq!(kind_of(&problem), "unavailable", "{problem}");
 }
 
-#[tokio::test]
-async fn a_database_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back() {
+async fn a_database_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back(s3: S3Kind) {
     let folder = tempfile::tempdir().unwrap();
     let mut server = PostgresServer::start(folder.path());
     let url = server.url();
-    let options = Options { chunk_size: "2000", sweep: "1s", postgres: Some(&url), ..Options::default() };
+    let options = Options { chunk_size: "2000", sweep: "1s", postgres: Some(&url), ..Options::on(s3) };
     let cluster = Cluster::start(&options).await;
     let api = &cluster.api;
     let source = source(seed(), 30_000, 1, 0);
@@ -367,19 +421,18 @@ async fn a_database_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back(
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn a_storage_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back() {
+async fn a_storage_that_goes_away_is_a_503_and_the_import_ends_when_it_is_back(s3: S3Kind) {
     let mut cluster =
-        Cluster::start(&Options { events: true, chunk_size: "2000", sweep: "1s", ..Options::default() }).await;
+        Cluster::start(&Options { events: true, chunk_size: "2000", sweep: "1s", ..Options::on(s3) }).await;
     let source = source(seed(), 30_000, 1, 0);
     let waiting = id_of(&cluster.api.create(&into("t")).await);
     let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
     cluster.api.chunks_done(&id, 20).await;
-    let minio = &mut cluster.minio.as_mut().unwrap().process;
-    minio.kill();
+    let storage = &mut cluster.storage.as_mut().unwrap().process;
+    storage.kill();
     let url = format!("{}/v1/imports/{waiting}/complete", cluster.api.base);
     assert_unavailable(cluster.api.http.post(url).send().await.unwrap()).await;
-    minio.start();
+    storage.start();
     assert_succeeded(&cluster.api.done(&id).await);
     cluster.database.assert_holds("trips", &[&source.csv]).await;
     cluster.database.assert_tidy().await;

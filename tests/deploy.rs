@@ -20,7 +20,8 @@ use common::api::{Api, assert_succeeded};
 use common::data::source;
 use common::nats_wire::Wire;
 use common::process::{Env, Process, clean_command, longshore, run_to_end, settings};
-use common::servers::{Minio, Nats, PostgresServer, S3_PASSWORD, S3_USER};
+use common::s3::S3Server;
+use common::servers::{Nats, PostgresServer, S3_PASSWORD, S3_USER};
 use common::{seed, server_setting, unique};
 
 const MINIO: &str = "longshore-minio";
@@ -206,7 +207,7 @@ async fn nats_lets_nobody_in_without_the_right_password() {
 
 /// NATS, MinIO and PostgreSQL as `deploy/` sets them up, with `deploy/minio/setup` and `deploy/postgres/init.sh` run.
 struct Place {
-    minio: Minio,
+    minio: S3Server,
     nats: Nats,
     postgres: PostgresServer,
     /// The configuration that NATS was started with.
@@ -222,7 +223,7 @@ impl Place {
         let nats = Nats::configured(folder.path(), &nats_conf, nats_passwords()).await;
         let user = ("MINIO_NOTIFY_NATS_USERNAME_longshore", MINIO);
         let password = ("MINIO_NOTIFY_NATS_PASSWORD_longshore", NATS_MINIO);
-        let minio = Minio::start_with(folder.path(), &nats, &[user, password]).await;
+        let minio = S3Server::minio(folder.path(), &nats, &[user, password]).await;
         set_up_minio(&minio, folder.path());
         let postgres = PostgresServer::start(folder.path());
         let port = postgres.port.to_string();
@@ -275,7 +276,7 @@ fn succeed(command: &mut Command) {
     assert!(output.status.success(), "{:?}: {}\n{said}", command.get_program(), output.status);
 }
 
-fn set_up_minio(minio: &Minio, folder: &Path) {
+fn set_up_minio(minio: &S3Server, folder: &Path) {
     let env = [
         ("MINIO_ENDPOINT", &*minio.endpoint),
         ("MINIO_ROOT_USER", S3_USER),
@@ -360,7 +361,7 @@ struct Key {
 }
 
 impl Key {
-    fn new(minio: &Minio, id: &str, secret: &str) -> Self {
+    fn new(minio: &S3Server, id: &str, secret: &str) -> Self {
         let endpoint = minio.endpoint.parse().unwrap();
         let bucket = rusty_s3::Bucket::new(endpoint, rusty_s3::UrlStyle::Path, "imports", "us-east-1").unwrap();
         Self { credentials: rusty_s3::Credentials::new(id, secret), bucket, http: reqwest::Client::new() }
@@ -411,7 +412,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 async fn the_keys_of_minio_may_put_or_get_below_imports_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
-    let minio = Minio::start(folder.path(), &nats).await;
+    let minio = S3Server::minio(folder.path(), &nats, &[]).await;
     set_up_minio(&minio, folder.path());
     let [signer, api, worker] = [("signer", S3_SIGNER), ("api", S3_API), ("worker", S3_WORKER)]
         .map(|(name, secret)| Key::new(&minio, &format!("longshore-{name}"), secret));

@@ -17,7 +17,8 @@ use tempfile::TempDir;
 use common::cluster::{Cluster, Options};
 use common::postgres::Database;
 use common::process::{Env, Process, run_to_end, settings};
-use common::servers::{Bucket, NOTIFICATION_ARN, Nats, S3_PASSWORD, cluster_settings};
+use common::s3::NOTIFICATION_ARN;
+use common::servers::{Bucket, Nats, S3_PASSWORD, cluster_settings};
 use common::{free_port, server_setting, unique};
 
 /// In order.

@@ -17,8 +17,14 @@ use common::cluster::{Cluster, Options, owner};
 use common::data::{columns, source};
 use common::postgres::Database;
 use common::process::Process;
+use common::s3::{S3Kind, on_every_s3_server};
 use common::servers::Nats;
 use common::{seed, until_within};
+
+on_every_s3_server!(
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    kills_at_any_moment_lose_and_repeat_nothing,
+);
 
 const KILLS: u32 = 50;
 /// Imports that run at once.
@@ -135,11 +141,10 @@ async fn kill(
     killing.store(false, Ordering::SeqCst);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_kills_at_any_moment_lose_and_repeat_nothing() {
+async fn kills_at_any_moment_lose_and_repeat_nothing(s3: S3Kind) {
     let seed = seed();
     let mut cluster =
-        Cluster::start(&Options { events: true, sweep: "1s", chunk_size: "4000", ..Options::default() }).await;
+        Cluster::start(&Options { events: true, sweep: "1s", chunk_size: "4000", ..Options::on(s3) }).await;
     let database = &cluster.database;
     database
         .run(&format!("CREATE TABLE {KEYED} (id bigint PRIMARY KEY, name text NOT NULL, note text, amount bigint)"))

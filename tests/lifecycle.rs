@@ -17,8 +17,22 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use common::api::{Api, assert_failed, assert_succeeded, id_of, kind_of, read};
 use common::cluster::{Cluster, Options};
 use common::data::source;
+use common::s3::{S3Kind, on_every_s3_server};
 use common::sse::Events;
 use common::{seed, until};
+
+on_every_s3_server!(
+    one_key_sent_to_two_apis_at_once_makes_one_import,
+    a_fresh_url_is_signed_while_the_file_is_awaited,
+    an_upload_that_outlives_its_url_is_imported,
+    an_import_expires_behind_one_more_look,
+    a_cancel_at_any_moment_is_whole_or_too_late,
+    a_cancel_beats_a_worker_that_sleeps_in_a_chunk,
+    a_failed_import_is_retried_from_its_object,
+    a_retry_of_an_object_that_changed_or_went_fails_clearly,
+    a_listing_neither_skips_nor_repeats_while_imports_are_made,
+    events_tell_of_an_import_through_every_api,
+);
 
 fn into(table: &str) -> Value {
     json!({"destination": {"table": table}})
@@ -48,9 +62,8 @@ async fn state_of(api: &Api, id: &str) -> String {
     api.got(&format!("/v1/imports/{id}")).await["state"].as_str().unwrap().to_owned()
 }
 
-#[tokio::test]
-async fn one_key_sent_to_two_apis_at_once_makes_one_import() {
-    let (cluster, one, two) = two_apis(&Options { workers: 1, ..Options::default() }).await;
+async fn one_key_sent_to_two_apis_at_once_makes_one_import(s3: S3Kind) {
+    let (cluster, one, two) = two_apis(&Options { workers: 1, ..Options::on(s3) }).await;
     for round in 0..10 {
         let (key, request) = (format!("round-{round}"), into(&format!("t{round}")));
         let calls = (0..6).map(|n| create_with_key(if n % 2 == 0 { &one } else { &two }, &key, &request));
@@ -88,9 +101,8 @@ async fn one_key_sent_to_two_apis_at_once_makes_one_import() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn a_fresh_url_is_signed_while_the_file_is_awaited() {
-    let (cluster, one, two) = two_apis(&Options { workers: 1, ..Options::default() }).await;
+async fn a_fresh_url_is_signed_while_the_file_is_awaited(s3: S3Kind) {
+    let (cluster, one, two) = two_apis(&Options { workers: 1, ..Options::on(s3) }).await;
     let request = json!({"destination": {"table": "t"}, "upload": {"expires_in": 1}});
     let created = one.create(&request).await;
     let id = id_of(&created);
@@ -122,9 +134,8 @@ async fn now(cluster: &Cluster) -> String {
     cluster.database.one("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')").await
 }
 
-#[tokio::test]
-async fn an_upload_that_outlives_its_url_is_imported() {
-    let cluster = Cluster::start(&Options { events: true, workers: 1, ..Options::default() }).await;
+async fn an_upload_that_outlives_its_url_is_imported(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { events: true, workers: 1, ..Options::on(s3) }).await;
     let api = &cluster.api;
     let body = source(seed(), 400, 1, 0).csv;
     let request = json!({"destination": {"table": "slow"}, "file": {"size": body.len()}, "upload": {"expires_in": 1}});
@@ -159,9 +170,8 @@ async fn an_upload_that_outlives_its_url_is_imported() {
     cluster.database.assert_holds("slow", &[&body]).await;
 }
 
-#[tokio::test]
-async fn an_import_expires_behind_one_more_look() {
-    let cluster = Cluster::start(&Options { events: true, workers: 1, sweep: "200ms", ..Options::default() }).await;
+async fn an_import_expires_behind_one_more_look(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { events: true, workers: 1, sweep: "200ms", ..Options::on(s3) }).await;
     let api = &cluster.api;
     let (late, never) = (api.create(&into("late")).await, api.create(&into("never")).await);
     let others = api.create(&into("others")).await;
@@ -205,9 +215,8 @@ enum Moment {
 }
 
 /// Cancels from both APIs at many moments: one of cancel and publish wins, and the state says which.
-#[tokio::test]
-async fn a_cancel_at_any_moment_is_whole_or_too_late() {
-    let (cluster, one, two) = two_apis(&Options { chunk_size: "2048", ..Options::default() }).await;
+async fn a_cancel_at_any_moment_is_whole_or_too_late(s3: S3Kind) {
+    let (cluster, one, two) = two_apis(&Options { chunk_size: "2048", ..Options::on(s3) }).await;
     let mut random = StdRng::seed_from_u64(seed());
     let (mut cancelled, mut too_late) = (0, 0);
     for round in 0..24_u64 {
@@ -277,9 +286,8 @@ async fn a_cancel_at_any_moment_is_whole_or_too_late() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn a_cancel_beats_a_worker_that_sleeps_in_a_chunk() {
-    let cluster = Cluster::start(&Options { workers: 2, chunk_size: "2048", ..Options::default() }).await;
+async fn a_cancel_beats_a_worker_that_sleeps_in_a_chunk(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { workers: 2, chunk_size: "2048", ..Options::on(s3) }).await;
     let api = &cluster.api;
     let id = api.begin(&into("t"), source(seed(), 6_000, 1, 0).csv).await;
     act(api, &id, "complete").await;
@@ -303,9 +311,8 @@ async fn assert_succeeded_again(api: &Api) {
     assert_succeeded(&api.done(&id).await);
 }
 
-#[tokio::test]
-async fn a_failed_import_is_retried_from_its_object() {
-    let (cluster, one, two) = two_apis(&Options { workers: 2, ..Options::default() }).await;
+async fn a_failed_import_is_retried_from_its_object(s3: S3Kind) {
+    let (cluster, one, two) = two_apis(&Options { workers: 2, ..Options::on(s3) }).await;
     let file = source(seed(), 3_000, 1, 0);
     cluster
         .database
@@ -343,9 +350,8 @@ async fn a_failed_import_is_retried_from_its_object() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn a_retry_of_an_object_that_changed_or_went_fails_clearly() {
-    let cluster = Cluster::start(&Options { workers: 1, ..Options::default() }).await;
+async fn a_retry_of_an_object_that_changed_or_went_fails_clearly(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { workers: 1, ..Options::on(s3) }).await;
     let api = &cluster.api;
     let id = api.begin(&into("t"), "a\n1\n\"2\n").await;
     act(api, &id, "complete").await;
@@ -363,9 +369,8 @@ async fn a_retry_of_an_object_that_changed_or_went_fails_clearly() {
     assert!(!cluster.database.has_table("t").await);
 }
 
-#[tokio::test]
-async fn a_listing_neither_skips_nor_repeats_while_imports_are_made() {
-    let (cluster, one, two) = two_apis(&Options { workers: 1, ..Options::default() }).await;
+async fn a_listing_neither_skips_nor_repeats_while_imports_are_made(s3: S3Kind) {
+    let (cluster, one, two) = two_apis(&Options { workers: 1, ..Options::on(s3) }).await;
     let mut wanted = BTreeSet::new();
     for n in 0..30 {
         wanted.insert(id_of(&one.create(&into(if n % 3 == 0 { "third" } else { "rest" })).await));
@@ -403,9 +408,8 @@ async fn a_listing_neither_skips_nor_repeats_while_imports_are_made() {
     cluster.assert_clean_logs();
 }
 
-#[tokio::test]
-async fn events_tell_of_an_import_through_every_api() {
-    let (mut cluster, one, two) = two_apis(&Options { workers: 2, chunk_size: "2048", ..Options::default() }).await;
+async fn events_tell_of_an_import_through_every_api(s3: S3Kind) {
+    let (mut cluster, one, two) = two_apis(&Options { workers: 2, chunk_size: "2048", ..Options::on(s3) }).await;
     let created = one.create(&into("t")).await;
     let id = id_of(&created);
     let mut streams = [Events::open(&one, &id, None).await, Events::open(&two, &id, None).await];

@@ -46,6 +46,14 @@ pub async fn plan(
             format!("the object at {key} is not the one that started this import; upload it again as a new import");
         return Err(Gave::Up(Problem::new(ProblemKind::ObjectChanged, detail)));
     }
+    // Some S3 servers keep what had arrived when a client went away.
+    if let Some(declared) = record.request.file.size.filter(|declared| *declared != size) {
+        let detail = format!(
+            "the object at {key} has {size} bytes, {declared} were declared: its upload broke off; upload the file again \
+             as a new import"
+        );
+        return Err(Gave::Up(Problem::new(ProblemKind::IncompleteUpload, detail)));
+    }
     if size == 0 {
         let detail = format!("the object at {key} holds no byte");
         return Err(Gave::Up(Problem::new(ProblemKind::EmptyFile, detail)));

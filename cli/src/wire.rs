@@ -266,7 +266,7 @@ pub fn running_embedded(settings: &Settings) -> Result<Option<S3Settings>> {
     let Some(listen) = settings.s3_listen.or(kept.listen) else { return Ok(None) };
     let endpoint = format!("http://{}", reachable(listen)).parse()?;
     let (access_key_id, secret) = (kept.access_key_id, Secret::new(kept.secret_access_key));
-    Ok(Some(S3Settings { endpoint, access_key_id, secret_access_key: secret }))
+    Ok(Some(S3Settings { endpoint, access_key_id, secret_access_key: secret, signer: None }))
 }
 
 async fn start_embedded(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<EmbeddedStore> {

@@ -66,6 +66,8 @@ kinds! {
     Internal "internal" 500 "The service made a mistake";
     /// The object changed or vanished after the import began.
     ObjectChanged "object-changed" 422 "The object changed during the import";
+    /// The object has another size than was declared: the storage kept a part of an upload.
+    IncompleteUpload "incomplete-upload" 422 "The upload is not complete";
     /// The object is empty.
     EmptyFile "empty-file" 422 "The file is empty";
     /// The file cannot be read in the format that was given or found.

@@ -12,7 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use uuid::Uuid;
 
-use crate::database::pending::{MIGRATIONS_COLUMN, MIGRATIONS_TABLE};
+use crate::database::pending::MIGRATION_RECORDS;
 
 /// How long a server may take to let us in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
@@ -22,7 +22,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 const RIGHTS: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
 
 /// The service's tables in the control database.
-pub const CONTROL_TABLES: [&str; 2] = ["longshore_imports", "longshore_chunks"];
+pub const CONTROL_TABLES: [&str; 3] = ["longshore_imports", "longshore_chunks", "longshore_idempotency_keys"];
 /// The service's tables in the destination.
 pub const DESTINATION_TABLES: [&str; 3] = ["longshore_fences", "longshore_ledger", "longshore_rejects"];
 
@@ -127,13 +127,13 @@ async fn ask_postgres(
             }
         }
     }
-    let counted: bool = sqlx::query_scalar("SELECT coalesce(has_table_privilege(to_regclass($1), 'SELECT'), false)")
-        .bind(MIGRATIONS_TABLE)
-        .fetch_one(&mut *connection)
-        .await?;
-    if counted {
-        let sql = format!("SELECT {MIGRATIONS_COLUMN} FROM {MIGRATIONS_TABLE} ORDER BY 1");
-        facts.migrations = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
+    for (table, column) in MIGRATION_RECORDS {
+        let counted = "SELECT coalesce(has_table_privilege(to_regclass($1), 'SELECT'), false)";
+        if sqlx::query_scalar(counted).bind(table).fetch_one(&mut *connection).await? {
+            let sql = format!("SELECT {column} FROM {table} ORDER BY 1");
+            let names: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut *connection).await?;
+            facts.migrations.extend(names);
+        }
     }
     facts.writable = Some(try_table(connection).await.map_err(reason));
     Ok(facts)
@@ -187,11 +187,13 @@ pub fn sqlite(path: &Path, tables: &[&str], write: bool) -> Result<DatabaseFacts
             facts.missing_tables.push((*table).to_owned());
         }
     }
-    if has(MIGRATIONS_TABLE).map_err(shown)? {
-        let sql = format!("SELECT {MIGRATIONS_COLUMN} FROM {MIGRATIONS_TABLE} ORDER BY 1");
-        let mut statement = connection.prepare(&sql).map_err(shown)?;
-        let names = statement.query_map([], |row| row.get(0)).map_err(shown)?;
-        facts.migrations = names.collect::<Result<_, _>>().map_err(shown)?;
+    for (table, column) in MIGRATION_RECORDS {
+        if has(table).map_err(shown)? {
+            let mut statement =
+                connection.prepare(&format!("SELECT {column} FROM {table} ORDER BY 1")).map_err(shown)?;
+            let names = statement.query_map([], |row| row.get(0)).map_err(shown)?;
+            facts.migrations.extend(names.collect::<Result<Vec<String>, _>>().map_err(shown)?);
+        }
     }
     if write {
         let name = probe_table();

@@ -87,8 +87,8 @@ pub async fn start_import(
                 error.count();
                 tracing::warn!(import_id = %id, %error, "import job not published; the sweep will find it");
             }
-            if let Err(BusError { reason, .. }) = bus.changed(id).await {
-                tracing::debug!(import_id = %id, reason, "watchers were not told of the start");
+            if let Err(error) = bus.changed(id).await {
+                tracing::debug!(import_id = %id, %error, "watchers were not told of the start");
             }
             Ok(StartOutcome::Started)
         }

@@ -1,5 +1,5 @@
 //! What every object storage promises, run on the embedded endpoint (read from its files), on the same endpoint as any S3
-//! client sees it, and on MinIO; and what only one of them can go through.
+//! client sees it, on MinIO and on versitygw; and what only one of them can go through.
 //!
 //! Needs `deploy/servers test`.
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -7,6 +7,7 @@
 mod common;
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -33,14 +34,26 @@ struct Place {
     bus: Arc<dyn Bus>,
     /// The same storage, as somebody with other credentials would reach it.
     stranger: S3Store,
+    /// versitygw keeps what had arrived when a client goes away. The owner of an import compares the size with the one that was
+    /// declared.
+    keeps_broken_uploads: bool,
+    /// versitygw reads little of an upload that it refuses, so that a client that still sends may find the connection closed.
+    hangs_up: bool,
     _kept: Box<dyn Any + Send>,
+}
+
+impl Place {
+    fn new(store: impl ObjectStore + 'static, bus: Arc<dyn Bus>, stranger: S3Store, kept: impl Any + Send) -> Self {
+        let (store, _kept) = (Arc::new(store), Box::new(kept));
+        Self { store, bus, stranger, keeps_broken_uploads: false, hangs_up: false, _kept }
+    }
 }
 
 async fn embedded() -> Place {
     let folder = tempfile::tempdir().unwrap();
     let (store, bus) = start(folder.path(), 0).await;
     let stranger = S3Store::new(S3Config { secret_access_key: Secret::new("wrong"), ..client_config(&store) }).unwrap();
-    Place { store: Arc::new(store), bus, stranger, _kept: Box::new(folder) }
+    Place::new(store, bus, stranger, folder)
 }
 
 async fn embedded_over_http() -> Place {
@@ -48,27 +61,43 @@ async fn embedded_over_http() -> Place {
     let (store, bus) = start(folder.path(), 0).await;
     let config = client_config(&store);
     let stranger = S3Store::new(S3Config { secret_access_key: Secret::new("wrong"), ..config.clone() }).unwrap();
-    Place { store: Arc::new(S3Store::new(config).unwrap()), bus, stranger, _kept: Box::new((folder, store)) }
+    Place::new(S3Store::new(config).unwrap(), bus, stranger, (folder, store))
 }
 
 async fn minio() -> Place {
-    // The subject that MinIO publishes to is one for all; the consumer is this test's own.
-    let config = NatsConfig {
+    server(minio_config()).await
+}
+
+async fn versity() -> Place {
+    Place { keeps_broken_uploads: true, hangs_up: true, ..server(versity_config()).await }
+}
+
+async fn server(config: S3Config) -> Place {
+    // The subject that the servers publish to is one for all; the consumer is this test's own.
+    let nats = NatsConfig {
         prefix: unique("o"),
         ..NatsConfig::new(setting("LONGSHORE_TEST_NATS_URL"), "longshore.storage-events")
     };
-    let bus = NatsBus::connect(config).await.unwrap();
+    let bus = NatsBus::connect(nats).await.unwrap();
     bus.prepare().await.unwrap();
-    let config = minio_config();
     let stranger = S3Store::new(S3Config { secret_access_key: Secret::new("wrong-secret"), ..config.clone() }).unwrap();
     let store = S3Store::new(config).unwrap();
     store.prepare().await.unwrap();
-    Place { store: Arc::new(store), bus: Arc::new(bus), stranger, _kept: Box::new(()) }
+    Place::new(store, Arc::new(bus), stranger, ())
+}
+
+fn minio_config() -> S3Config {
+    let arn = setting("LONGSHORE_TEST_S3_NOTIFICATION_ARN");
+    S3Config { notification_arn: Some(arn), ..server_config("LONGSHORE_TEST_S3_ENDPOINT") }
+}
+
+fn versity_config() -> S3Config {
+    server_config("LONGSHORE_TEST_VERSITY_ENDPOINT")
 }
 
 /// A bucket of the test's own.
-fn minio_config() -> S3Config {
-    let endpoint: Url = setting("LONGSHORE_TEST_S3_ENDPOINT").parse().unwrap();
+fn server_config(endpoint: &str) -> S3Config {
+    let endpoint: Url = setting(endpoint).parse().unwrap();
     S3Config {
         public_endpoint: endpoint.clone(),
         endpoint,
@@ -77,7 +106,7 @@ fn minio_config() -> S3Config {
         access_key_id: setting("LONGSHORE_TEST_S3_ACCESS_KEY_ID"),
         secret_access_key: Secret::new(setting("LONGSHORE_TEST_S3_SECRET_ACCESS_KEY")),
         upload_key: None,
-        notification_arn: Some(setting("LONGSHORE_TEST_S3_NOTIFICATION_ARN")),
+        notification_arn: None,
         events_prefix: "imports/".into(),
         cors_origins: origins(),
     }
@@ -139,6 +168,12 @@ macro_rules! on_every_storage {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $name() {
                 super::$name(super::minio().await).await;
+            })*
+        }
+        mod versity {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::versity().await).await;
             })*
         }
     };
@@ -307,8 +342,10 @@ async fn a_second_upload_is_refused(place: Place) {
     let first = store.head(KEY).await.unwrap().unwrap();
     assert_eq!(request(&put).body("other").send().await.unwrap().status(), StatusCode::PRECONDITION_FAILED);
     // Large enough that the answer comes while the client still sends.
-    let large = request(&put).body(bytes(8 << 20)).send().await.unwrap();
-    assert_eq!(large.status(), StatusCode::PRECONDITION_FAILED);
+    match request(&put).body(bytes(8 << 20)).send().await {
+        Ok(large) => assert_eq!(large.status(), StatusCode::PRECONDITION_FAILED),
+        Err(error) => assert!(place.hangs_up, "{}", error.without_url()),
+    }
     assert_eq!(store.head(KEY).await.unwrap(), Some(first.clone()));
     assert_eq!(store.get_range(KEY, ByteRange::new(0, 5), &first.etag).await.unwrap(), "first");
 }
@@ -343,6 +380,11 @@ async fn a_broken_upload_leaves_nothing(place: Place) {
     // The storage has seen the end when it closes its side.
     let mut answer = Vec::new();
     let _ = within("the end of the connection", socket.read_to_end(&mut answer)).await;
+    if place.keeps_broken_uploads {
+        // The day this fails, the special case can go.
+        assert_eq!(place.store.head(KEY).await.unwrap().map(|head| head.size), Some(300_000));
+        return;
+    }
     assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     assert_eq!(place.store.head(KEY).await.unwrap(), None);
     // Nor is the key taken.
@@ -477,7 +519,7 @@ async fn browsers_may_upload(place: Place) {
 
 async fn an_event_comes_for_an_object_that_is_there(place: Place) {
     let store = &*place.store;
-    for key in [KEY, "imports/0199/a b+c.csv"] {
+    for key in [KEY, "imports/0199/a b+c.csv", "imports/0199/100%25 of%ff+ü.csv"] {
         assert_eq!(upload(store, key, "hello").await, StatusCode::OK);
         until("the event", async || {
             for delivery in place.bus.pull_events(9, Duration::from_secs(5)).await.unwrap() {
@@ -617,7 +659,13 @@ async fn an_address_that_is_taken_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_bucket_is_named_until_it_is_made() {
-    let store = S3Store::new(minio_config()).unwrap();
+    for config in [minio_config(), versity_config()] {
+        missing_until_made(config).await;
+    }
+}
+
+async fn missing_until_made(config: S3Config) {
+    let store = S3Store::new(config).unwrap();
     let error = store.check().await.unwrap_err();
     assert!(matches!(&error, ObjectError::Refused { reason, .. } if reason.contains(store.bucket())), "{error}");
     let error = store.get_range(KEY, ByteRange::new(0, 1), "x").await.unwrap_err();
@@ -626,6 +674,39 @@ async fn a_missing_bucket_is_named_until_it_is_made() {
     first.unwrap();
     second.unwrap();
     store.check().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_busy_server_name_the_right_bucket() {
+    for config in [minio_config(), versity_config()] {
+        let places = futures::future::join_all(
+            (0..4).map(|_| server(S3Config { bucket: unique("imports-"), ..config.clone() })),
+        );
+        let places = places.await;
+        let uploads = places.iter().map(|place| async {
+            for number in 0..100 {
+                let key = format!("imports/{number}/a.csv");
+                assert_eq!(upload(&*place.store, &key, "hello").await, StatusCode::OK);
+            }
+        });
+        futures::future::join_all(uploads).await;
+        // Every bus gets all events.
+        let mut missing: BTreeSet<_> = places
+            .iter()
+            .flat_map(|place| {
+                (0..100).map(|number| (place.store.bucket().to_owned(), format!("imports/{number}/a.csv")))
+            })
+            .collect();
+        let what = format!("the events of all buckets at {}", config.endpoint);
+        until(&what, async || {
+            for delivery in places[0].bus.pull_events(100, Duration::from_secs(1)).await.unwrap() {
+                delivery.receipt.ack().await.unwrap();
+                missing.remove(&(delivery.message.bucket, delivery.message.key));
+            }
+            missing.is_empty()
+        })
+        .await;
+    }
 }
 
 mod notifications {
@@ -688,6 +769,16 @@ mod notifications {
         store.prepare().await.unwrap();
         store.check().await.unwrap();
         assert!(rules(&config).await.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_server_that_has_no_notifications_stops_nothing() {
+        let config = S3Config { notification_arn: Some("arn:minio:sqs::longshore:nats".into()), ..versity_config() };
+        let store = S3Store::new(config).unwrap();
+        for _ in 0..2 {
+            store.prepare().await.unwrap();
+            store.check().await.unwrap();
+        }
     }
 }
 

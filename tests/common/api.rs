@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{DEADLINE, LOOK_EVERY, until_within};
 
@@ -69,6 +70,25 @@ impl Api {
             request = request.header(name, value.as_str().unwrap());
         }
         request.send().await.unwrap().status()
+    }
+
+    /// Sends only a part of what was declared, and goes away.
+    pub async fn put_part(&self, created: &Value, part: &[u8]) {
+        let upload = &created["upload"];
+        let url: reqwest::Url = upload["url"].as_str().unwrap().parse().unwrap();
+        let (host, port) = (url.host_str().unwrap(), url.port().unwrap());
+        let mut head = format!("PUT {}?{} HTTP/1.1\r\nhost: {host}:{port}\r\n", url.path(), url.query().unwrap());
+        for (name, value) in upload["headers"].as_object().unwrap() {
+            head += &format!("{name}: {}\r\n", value.as_str().unwrap());
+        }
+        let mut socket = tokio::net::TcpStream::connect((host, port)).await.unwrap();
+        socket.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+        socket.write_all(part).await.unwrap();
+        socket.shutdown().await.unwrap();
+        // The storage has seen the end when it closes its side, whatever it says.
+        let mut answer = Vec::new();
+        let gone = tokio::time::timeout(DEADLINE, socket.read_to_end(&mut answer)).await;
+        assert!(gone.is_ok(), "the storage did not close the connection");
     }
 
     /// Creates and uploads; the id.

@@ -8,8 +8,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::api::Api;
 use super::postgres::Database;
 use super::process::{Env, Process};
+use super::s3::{S3Kind, S3Server};
 use super::server_setting;
-use super::servers::{Bucket, Minio, NOTIFICATION_ARN, Nats, S3_PASSWORD, S3_USER, cluster_settings};
+use super::servers::{Bucket, Nats, S3_PASSWORD, S3_USER, cluster_settings};
 
 /// Clusters at once in one test process: each is half a dozen processes.
 static CLUSTERS: Semaphore = Semaphore::const_new(2);
@@ -18,8 +19,12 @@ static CLUSTERS: Semaphore = Semaphore::const_new(2);
 pub struct Options<'a> {
     /// Workers that run from the start.
     pub workers: usize,
-    /// Whether the bucket's notification is asked for; with it the cluster has a MinIO of its own.
+    /// What the object storage is.
+    pub s3: S3Kind,
+    /// Whether storage events come; for them the cluster has an S3 server of its own.
     pub events: bool,
+    /// An ARN for the bucket's notification, where it is not the one that brings the events.
+    pub notification_arn: Option<&'a str>,
     /// How often awaiting imports are looked for.
     pub sweep: &'a str,
     /// Bytes of a chunk.
@@ -32,8 +37,23 @@ pub struct Options<'a> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        // Nothing is found by the sweep unless a test asks for it.
-        Self { workers: 3, events: false, sweep: "1h", chunk_size: "8192", postgres: None, more: Env::new() }
+        Self::on(S3Kind::Minio)
+    }
+}
+
+impl Options<'_> {
+    /// Nothing special, on a kind of S3 server. Nothing is found by the sweep unless a test asks for it.
+    pub fn on(s3: S3Kind) -> Self {
+        Self {
+            workers: 3,
+            s3,
+            events: false,
+            notification_arn: None,
+            sweep: "1h",
+            chunk_size: "8192",
+            postgres: None,
+            more: Env::new(),
+        }
     }
 }
 
@@ -42,7 +62,8 @@ pub struct Cluster {
     pub nodes: Vec<Process>,
     pub workers: Vec<Process>,
     pub api: Api,
-    pub minio: Option<Minio>,
+    /// The S3 server, where the cluster has its own.
+    pub storage: Option<S3Server>,
     pub nats: Nats,
     pub database: Database,
     pub bucket: Bucket,
@@ -58,11 +79,11 @@ impl Cluster {
         let permit = CLUSTERS.acquire().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let nats = Nats::start(folder.path()).await;
-        let minio = if options.events { Some(Minio::start(folder.path(), &nats).await) } else { None };
-        let (endpoint, key, secret) = match &minio {
-            Some(minio) => (minio.endpoint.clone(), S3_USER.to_owned(), S3_PASSWORD.to_owned()),
+        let storage = if options.events { Some(S3Server::start(options.s3, folder.path(), &nats).await) } else { None };
+        let (endpoint, key, secret) = match &storage {
+            Some(storage) => (storage.endpoint.clone(), S3_USER.to_owned(), S3_PASSWORD.to_owned()),
             None => (
-                server_setting("LONGSHORE_TEST_S3_ENDPOINT"),
+                options.s3.shared_endpoint(),
                 server_setting("LONGSHORE_TEST_S3_ACCESS_KEY_ID"),
                 server_setting("LONGSHORE_TEST_S3_SECRET_ACCESS_KEY"),
             ),
@@ -77,8 +98,9 @@ impl Cluster {
         set("CHUNK_SIZE", options.chunk_size);
         set("WORKERS", "2");
         set("SWEEP_INTERVAL", options.sweep);
-        if options.events {
-            set("S3_NOTIFICATION_ARN", NOTIFICATION_ARN);
+        let needed = if options.events { options.s3.notification_arn() } else { None };
+        if let Some(arn) = options.notification_arn.or(needed) {
+            set("S3_NOTIFICATION_ARN", arn);
         }
         env.extend(options.more.iter().cloned());
         let logs = folder.path().to_owned();
@@ -87,7 +109,7 @@ impl Cluster {
             api: Api::new(&api.base),
             nodes: vec![api],
             workers: Vec::new(),
-            minio,
+            storage,
             nats,
             database,
             bucket,

@@ -1,6 +1,25 @@
 //! What the end-to-end tests share: real processes with a clean environment, servers of their own, and ways to look at the
 //! result that do not go through the service.
-#![allow(dead_code)] // each test target uses its part
+//!
+//! # Tests that run on every S3 server
+//!
+//! Nothing may depend on one S3 server alone, so a test that needs one takes its kind, and is named once for all of them:
+//!
+//! ```ignore
+//! use common::s3::{S3Kind, on_every_s3_server};
+//!
+//! on_every_s3_server!(a_file_is_imported); // `minio::a_file_is_imported` and `versity::a_file_is_imported`
+//!
+//! async fn a_file_is_imported(s3: S3Kind) {
+//!     let cluster = Cluster::start(&Options { events: true, ..Options::on(s3) }).await;
+//!     …
+//! }
+//! ```
+//!
+//! With `events: true` the cluster has a server of its own (`cluster.storage`) whose events reach it, whatever that takes on the
+//! server: a bucket's notification on MinIO, nothing on versitygw. What only one server knows stays a plain `#[tokio::test]`
+//! with that kind.
+#![allow(dead_code, unused_macros, unused_imports)] // each test target uses its part
 
 pub mod api;
 pub mod browser;
@@ -9,6 +28,7 @@ pub mod data;
 pub mod nats_wire;
 pub mod postgres;
 pub mod process;
+pub mod s3;
 pub mod servers;
 pub mod service;
 pub mod sse;

@@ -1,4 +1,5 @@
-//! Servers of a test's own: NATS, whose streams have fixed names, and MinIO, which has to publish to that NATS.
+//! Servers of a test's own: NATS, whose streams have fixed names, and PostgreSQL that a test may stop; and a test's own way into
+//! a bucket. The S3 servers are in `s3.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +14,7 @@ use super::{free_port, server_setting, unique, until};
 pub const S3_USER: &str = "longshore-e2e";
 /// Looked for in every log.
 pub const S3_PASSWORD: &str = "e2e-secret-that-no-log-may-show";
-pub const NOTIFICATION_ARN: &str = "arn:minio:sqs::longshore:nats";
-const EVENTS_SUBJECT: &str = "longshore.storage-events";
+pub const EVENTS_SUBJECT: &str = "longshore.storage-events";
 
 /// NATS with JetStream on a port and a folder of its own.
 pub struct Nats {
@@ -85,49 +85,6 @@ impl Nats {
     pub fn wipe(&mut self) {
         self.process.kill();
         std::fs::remove_dir_all(&self.store).unwrap();
-    }
-}
-
-/// MinIO that publishes to a NATS.
-pub struct Minio {
-    pub process: Process,
-    pub endpoint: String,
-}
-
-impl Minio {
-    pub async fn start(folder: &Path, nats: &Nats) -> Self {
-        Self::start_with(folder, nats, &[]).await
-    }
-
-    /// With more settings.
-    pub async fn start_with(folder: &Path, nats: &Nats, more: &[(&str, &str)]) -> Self {
-        let port = free_port();
-        let address = format!("127.0.0.1:{port}");
-        let data = folder.join("minio-data");
-        let certificates = folder.join("minio-certs");
-        let program = format!("{}/minio", server_setting("LONGSHORE_TEST_SERVERS_BIN"));
-        let env = [
-            ("MINIO_ROOT_USER", S3_USER.to_owned()),
-            ("MINIO_ROOT_PASSWORD", S3_PASSWORD.to_owned()),
-            ("MINIO_BROWSER", "off".to_owned()),
-            ("MINIO_UPDATE", "off".to_owned()),
-            ("MINIO_NOTIFY_NATS_ENABLE_longshore", "on".to_owned()),
-            ("MINIO_NOTIFY_NATS_ADDRESS_longshore", format!("127.0.0.1:{}", nats.port)),
-            ("MINIO_NOTIFY_NATS_SUBJECT_longshore", EVENTS_SUBJECT.to_owned()),
-            ("MINIO_NOTIFY_NATS_JETSTREAM_longshore", "off".to_owned()),
-        ];
-        let more = more.iter().map(|&(name, value)| (name, value.to_owned()));
-        let env = env.into_iter().chain(more).map(|(name, value)| (name.to_owned(), value)).collect();
-        let arguments =
-            ["server", "--address", &address, "--certs-dir", certificates.to_str().unwrap(), data.to_str().unwrap()];
-        let minio = Self {
-            process: Process::spawn("minio", program, &arguments, env, folder),
-            endpoint: format!("http://{address}"),
-        };
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).build().unwrap();
-        let health = format!("{}/minio/health/cluster", minio.endpoint);
-        until("MinIO answers", async || http.get(&health).send().await.ok()?.status().is_success().then_some(())).await;
-        minio
     }
 }
 

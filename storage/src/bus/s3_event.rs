@@ -1,13 +1,17 @@
 //! Storage events as S3 servers write them (JSON with `Records`), and as we write our own.
 //!
-//! Pure. MinIO, versitygw and AWS agree on what is read here: the event's name, the bucket, and the key, encoded as in a
-//! form (`+` is a space).
+//! Pure. MinIO and AWS agree on what is read here: the event's name, the bucket, and the key, encoded as in a form (`+` is a
+//! space). versitygw writes the key as it is, and its bucket may be that of another request of the same moment: there, the ARN
+//! tells which one it was.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::StorageEvent;
+
+/// What versitygw calls its configuration, which is one for the whole server. The name is not always that of the service in use.
+const VERSITY: [&str; 4] = ["nats-global", "webhook-global", "kafka-global", "rabbitmq-global"];
 
 /// What stays as it is in an encoded key.
 const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -27,6 +31,8 @@ struct Record {
 
 #[derive(Deserialize)]
 struct S3 {
+    #[serde(rename = "configurationId", default)]
+    configuration: String,
     bucket: Bucket,
     object: Object,
 }
@@ -34,6 +40,8 @@ struct S3 {
 #[derive(Deserialize)]
 struct Bucket {
     name: String,
+    #[serde(default)]
+    arn: String,
 }
 
 #[derive(Deserialize)]
@@ -58,11 +66,25 @@ pub(super) fn read(body: &[u8]) -> Result<Vec<StorageEvent>, String> {
     });
     arrivals
         .map(|record| {
-            let spaced = record.s3.object.key.replace('+', " ");
-            let key = percent_decode_str(&spaced).decode_utf8().map_err(|_| "the key is no UTF-8")?.into_owned();
-            Ok(StorageEvent { bucket: record.s3.bucket.name, key })
+            let S3 { configuration, bucket, object } = record.s3;
+            if VERSITY.contains(&configuration.as_str()) {
+                let bucket = bucket_of_path(&bucket.arn, &object.key).map(str::to_owned).unwrap_or(bucket.name);
+                return Ok(StorageEvent { bucket, key: object.key });
+            }
+            Ok(StorageEvent { bucket: bucket.name, key: decoded(&object.key)? })
         })
         .collect()
+}
+
+/// The bucket in what versitygw gives for its ARN: the path of the request.
+fn bucket_of_path<'a>(arn: &'a str, key: &str) -> Option<&'a str> {
+    arn.strip_prefix("arn:aws:s3:::/")?.strip_suffix(key)?.strip_suffix('/').filter(|bucket| !bucket.contains('/'))
+}
+
+fn decoded(key: &str) -> Result<String, String> {
+    let spaced = key.replace('+', " ");
+    let key = percent_decode_str(&spaced).decode_utf8().map_err(|_| "the key is no UTF-8")?;
+    Ok(key.into_owned())
 }
 
 /// Our own event.
@@ -99,6 +121,30 @@ mod tests {
             "arn":"arn:aws:s3:::imports"},"object":{"key":"imports%2F1%2Fb+c%2Bd.csv","size":3,"eTag":"ab","contentType":"text/csv",
             "sequencer":"17"}},"source":{"host":"","port":"","userAgent":""}}]}"#;
         assert_eq!(read(body), Ok(vec![event("imports/1/b c+d.csv")]));
+    }
+
+    #[test]
+    fn reads_what_versitygw_sends() {
+        let sent = |bucket: &str, arn: &str| {
+            let body = json!({"Records": [{
+                "eventVersion": "2.2", "eventSource": "aws:s3", "awsRegion": "us-east-1", "eventTime": "2026-11-01T00:00:00Z",
+                "eventName": "s3:ObjectCreated:Put", "userIdentity": {"PrincipalId": "x"},
+                "requestParameters": {"sourceIPAddress": "127.0.0.1"},
+                "responseElements": {"x-amz-request-id": "", "x-amz-id-2": ""},
+                "s3": {
+                    "s3SchemaVersion": "1.0", "configurationId": "webhook-global",
+                    "bucket": {"name": bucket, "ownerIdentity": {"PrincipalId": "x"}, "arn": arn},
+                    "object": {"key": "imports/1/b c+d%ff.csv", "size": 3, "eTag": "\"ab\"", "versionId": null, "sequencer": "1"},
+                },
+            }]});
+            read(body.to_string().as_bytes())
+        };
+        let wanted = Ok(vec![event("imports/1/b c+d%ff.csv")]);
+        assert_eq!(sent("imports", "arn:aws:s3:::/imports/imports/1/b c+d%ff.csv"), wanted);
+        // Another request's bucket, or a part of it.
+        assert_eq!(sent("others-", "arn:aws:s3:::/imports/imports/1/b c+d%ff.csv"), wanted);
+        // Should it mend its ARN one day.
+        assert_eq!(sent("imports", "arn:aws:s3:::imports"), wanted);
     }
 
     #[test]

@@ -19,6 +19,12 @@ fn steps() -> Vec<Box<dyn MigrationTrait>> {
     vec![Box::new(M0002Clients)]
 }
 
+/// The names of the first migration and of all steps behind it, in order.
+pub fn names() -> Vec<String> {
+    let first = Migrator::migrations();
+    first.iter().chain(&steps()).map(|step| step.name().to_owned()).collect()
+}
+
 /// Applies what is missing, in the caller's transaction and under its lock.
 ///
 /// # Errors
