@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use common::api::{Api, assert_failed, assert_succeeded, assert_tiles, id_of, kind_of};
 use common::data::{HEADER, Row, columns, source};
-use common::process::{Env, Process, run_to_end, settings};
+use common::process::{Env, Process, run_to_end};
 use common::service::{Service, open, serve, settings_in};
 use common::{free_port, seed, until};
 
