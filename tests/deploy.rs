@@ -80,6 +80,7 @@ const GRANTS: [Grants; 3] = [
         user: API,
         publish: &[
             "longshore.jobs.import",
+            "longshore.reports.01980000",
             "longshore.changes.01980000",
             LOOK[0],
             LOOK[1],

@@ -17,7 +17,7 @@ use crate::answers::ImportAnswer;
 use crate::body::Nothing;
 use crate::error::ApiError;
 use crate::imports::{find, fresh_upload};
-use crate::openapi::{BadRequest, NotFound, RequestTimeout, TooLarge, Unavailable, WrongState};
+use crate::openapi::{BadRequest, ForeignOrigin, NotFound, RequestTimeout, TooLarge, Unavailable, WrongState};
 
 fn wrong_state(detail: String) -> ApiError {
     ApiError::new(ProblemKind::WrongState, detail)
@@ -39,7 +39,7 @@ async fn accepted(state: &ApiState, id: &str) -> Result<Response, ApiError> {
     params(("id" = ImportId, Path, description = "The import's id")),
     responses(
         (status = ACCEPTED, description = "The file is there: the import starts", body = ImportAnswer),
-        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+        BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
 pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
@@ -71,7 +71,7 @@ fn no_object(record: &ImportRecord, advice: &str) -> ApiError {
     params(("id" = ImportId, Path, description = "The import's id")),
     responses(
         (status = OK, description = "A fresh URL for an import that awaits its file", body = ImportAnswer),
-        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+        BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
 pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
@@ -96,7 +96,7 @@ pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: No
     params(("id" = ImportId, Path, description = "The import's id")),
     responses(
         (status = ACCEPTED, description = "Nothing of the import will stay in the destination", body = ImportAnswer),
-        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+        BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
 pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
@@ -133,7 +133,7 @@ pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: No
     params(("id" = ImportId, Path, description = "The import's id")),
     responses(
         (status = ACCEPTED, description = "A failed import is tried again from its object", body = ImportAnswer),
-        BadRequest, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
+        BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
 pub async fn retry(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {

@@ -21,7 +21,7 @@ use crate::answers::{ImportAnswer, Page, page};
 use crate::body::Whole;
 use crate::error::ApiError;
 use crate::idempotency::idempotency_key;
-use crate::openapi::{BadRequest, KeyReused, NotFound, RequestTimeout, TooLarge, Unavailable};
+use crate::openapi::{BadRequest, ForeignOrigin, KeyReused, NotFound, RequestTimeout, TooLarge, Unavailable};
 
 /// Items of a listing when the request says nothing.
 const DEFAULT_LIMIT: u64 = 50;
@@ -41,7 +41,7 @@ const MAX_LIMIT: u64 = 1000;
     responses(
         (status = CREATED, description = "A new import", body = ImportAnswer, headers(("location" = String, description = "Its path"))),
         (status = OK, description = "The import that an equal request made under this key", body = ImportAnswer, headers(("location" = String, description = "Its path"))),
-        BadRequest, RequestTimeout, TooLarge, KeyReused, Unavailable,
+        BadRequest, ForeignOrigin, RequestTimeout, TooLarge, KeyReused, Unavailable,
     ),
 )]
 pub async fn create(

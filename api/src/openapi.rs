@@ -65,6 +65,8 @@ macro_rules! problems {
 problems! {
     /// A `400`.
     BadRequest 400 "The request is not valid; `errors` names each fault";
+    /// A `403`.
+    ForeignOrigin 403 "A browser sent this for a page of an origin that is not allowed";
     /// A `404`.
     NotFound 404 "There is no such import";
     /// A `408`.

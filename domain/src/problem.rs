@@ -44,6 +44,8 @@ macro_rules! kinds {
 kinds! {
     /// The request cannot be read or holds a bad value.
     BadRequest "bad-request" 400 "The request is not valid";
+    /// A web page of an origin that is not allowed would change something.
+    ForeignOrigin "foreign-origin" 403 "The page's origin may not do this";
     /// No such import, or no such page.
     NotFound "not-found" 404 "Not found";
     /// The path is known, the method is not.
