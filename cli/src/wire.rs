@@ -28,6 +28,10 @@ use crate::settings::{S3Settings, Settings};
 /// The longest pause between two tries of a dependency that is down at the start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// How often the lock of the data directory is tried: `longshore doctor` looks at it for a moment.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Sessions of the destination's pool besides one a worker: owners, the API.
 const SPARE_SESSIONS: u32 = 6;
 
@@ -89,7 +93,7 @@ pub async fn wire(settings: &Settings) -> Result<Wired> {
     let database_url = settings.database_url.clone().unwrap_or_else(|| default_database_url(settings));
     let destination_url = settings.destination_url.clone().unwrap_or_else(|| database_url.clone());
     let owns_folder = settings.database_url.is_none() || settings.s3.is_none();
-    let lock = if owns_folder { Some(lock_folder(&settings.data_dir)?) } else { None };
+    let lock = if owns_folder { Some(lock_folder(&settings.data_dir).await?) } else { None };
 
     let gate = WriteGate::new();
     let database = connect_database(&database_url, &gate).await?;
@@ -116,7 +120,7 @@ pub fn default_database_url(settings: &Settings) -> Secret {
 }
 
 /// One process owns the folder at a time.
-fn lock_folder(folder: &Path) -> Result<File> {
+async fn lock_folder(folder: &Path) -> Result<File> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("the data directory {} cannot be made", folder.display()))?;
     let path = folder.join("lock");
@@ -126,7 +130,15 @@ fn lock_folder(folder: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .with_context(|| format!("{} cannot be opened", path.display()))?;
-    match lock.try_lock() {
+    let mut locked = lock.try_lock();
+    for _ in 1..LOCK_TRIES {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+        locked = lock.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => bail!(
             "another longshore process owns the data directory {}; stop it, use its address with --server, or set LONGSHORE_DATA_DIR",

@@ -25,7 +25,8 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// Looks at the lock, for a moment: shared, so that it is in nobody's way who only looks, too.
+    /// Looks at the lock, for a moment: shared, so that it is in nobody's way who only looks, too. A service that starts just
+    /// then tries again.
     pub fn find(settings: &Settings) -> Self {
         if settings.database_url.is_some() && settings.s3.is_some() {
             return Self::NotUsed;

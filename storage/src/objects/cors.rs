@@ -19,7 +19,7 @@ use xmltree::{Element, Namespace, XMLNode};
 
 use super::ObjectError;
 use super::origins::{CorsOrigins, MAX_AGE};
-use super::s3::{Failure, Inner, causes, error_of};
+use super::s3::{Failure, Inner, causes, error_code};
 
 /// What a presigned PUT is sent with. A browser does not ask for `content-length`: it sets that itself.
 pub(super) const UPLOAD_HEADERS: [&str; 2] = ["content-type", "if-none-match"];
@@ -42,12 +42,19 @@ pub(super) async fn prepare(inner: &Inner) -> Result<(), ObjectError> {
     }
     match ensure(inner, origins).await {
         Ok(()) => Ok(()),
-        Err(ObjectError::Unavailable { endpoint, reason }) => Err(ObjectError::Unavailable { endpoint, reason }),
+        // The whole server is away: the start waits for it anyhow.
+        Err(error @ ObjectError::Unavailable { .. }) if !answers(inner).await => Err(error),
         Err(error) => {
             report(inner, origins, &error).await;
             Ok(())
         }
     }
+}
+
+/// Whether the server has the bucket, whatever it makes of this wish.
+async fn answers(inner: &Inner) -> bool {
+    let request = inner.client.head(inner.signer.head_bucket()).timeout(CALL_TIMEOUT);
+    request.send().await.is_ok_and(|response| response.status().is_success())
 }
 
 /// The server did not take a configuration. It may answer browsers all the same.
@@ -97,7 +104,7 @@ async fn read(inner: &Inner) -> Result<Element, ObjectError> {
         if status.is_success() {
             return response.bytes().await.map(Some).map_err(|error| Failure::Again(causes(error)));
         }
-        let code = error_of(response).await.0;
+        let code = error_code(response).await;
         match (status, code.as_deref()) {
             (StatusCode::NOT_FOUND, Some("NoSuchCORSConfiguration")) => Ok(None),
             (status, code) => Err(inner.failure_of("read the bucket's CORS", status, code)),
@@ -116,7 +123,8 @@ async fn write(inner: &Inner, configuration: &Element) -> Result<(), ObjectError
     configuration
         .write(&mut body)
         .map_err(|error| inner.refused(format!("the bucket's CORS configuration cannot be written: {error}")))?;
-    let (body, sum) = (Bytes::from(body.clone()), STANDARD.encode(Md5::digest(&body)));
+    let sum = STANDARD.encode(Md5::digest(&body));
+    let body = Bytes::from(body);
     inner
         .retrying(async || {
             let request = inner
@@ -132,7 +140,7 @@ async fn write(inner: &Inner, configuration: &Element) -> Result<(), ObjectError
             if status.is_success() {
                 return Ok(());
             }
-            let code = error_of(response).await.0;
+            let code = error_code(response).await;
             Err(inner.failure_of("set the bucket's CORS", status, code.as_deref()))
         })
         .await

@@ -9,7 +9,7 @@ use http::{StatusCode, header};
 use xmltree::{Element, XMLNode};
 
 use super::cors::{admits, preflight};
-use super::s3::{S3Store, causes, error_of, text};
+use super::s3::{S3Store, causes, error_code, text};
 use super::{ObjectError, PresignedPut};
 
 /// One call.
@@ -86,7 +86,7 @@ impl S3Store {
         let response = request.send().await.map_err(causes)?;
         let status = response.status();
         let readable = origin.is_some_and(|origin| admits(response.headers(), origin));
-        let code = if status.is_success() { None } else { error_of(response).await.0 };
+        let code = if status.is_success() { None } else { error_code(response).await };
         Ok(PutAnswer { status, code, readable })
     }
 
@@ -120,7 +120,7 @@ impl S3Store {
         let response = request.send().await.map_err(|error| inner.unavailable(causes(error)))?;
         let status = response.status();
         if !status.is_success() {
-            let (code, _) = error_of(response).await;
+            let code = error_code(response).await;
             if status == StatusCode::NOT_IMPLEMENTED || code.as_deref() == Some("NotImplemented") {
                 return Ok(None);
             }

@@ -340,7 +340,7 @@ impl Inner {
         if status.is_success() {
             return Ok(());
         }
-        let (code, _) = error_of(response).await;
+        let code = error_code(response).await;
         match (status, code.as_deref()) {
             (StatusCode::NOT_FOUND, Some("NoSuchKey")) => Ok(()),
             (status, code) => Err(self.failure(status, code, key)),
@@ -370,7 +370,7 @@ impl Inner {
             if status.is_success() {
                 return Err(Failure::Again(format!("the answer to a range was {status}")));
             }
-            let (code, _) = error_of(response).await;
+            let code = error_code(response).await;
             return Err(self.failure(status, code.as_deref(), key));
         }
         match etag_of(response.headers()) {
@@ -476,9 +476,8 @@ fn etag_of(headers: &HeaderMap) -> Option<String> {
     Some(etag.trim_start_matches("W/").trim_matches('"').to_owned()).filter(|etag| !etag.is_empty())
 }
 
-/// The code and the message that S3 puts into an error's body. The message may name whatever was signed: it is for the
-/// eyes of an operator, never for a log.
-pub(super) async fn error_of(mut response: Response) -> (Option<String>, Option<String>) {
+/// The code that S3 puts into an error's body.
+pub(super) async fn error_code(mut response: Response) -> Option<String> {
     let mut body = Vec::new();
     while let Ok(Some(block)) = response.chunk().await {
         body.extend_from_slice(&block);
@@ -487,10 +486,9 @@ pub(super) async fn error_of(mut response: Response) -> (Option<String>, Option<
         }
     }
     let body = String::from_utf8_lossy(&body);
-    let between = |from: &str, to: &str| Some(body.split_once(from)?.1.split_once(to)?.0.to_owned());
-    let plain =
-        |code: &String| !code.is_empty() && code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    (between("<Code>", "</Code>").filter(plain), between("<Message>", "</Message>"))
+    let code = body.split_once("<Code>")?.1.split_once("</Code>")?.0;
+    let plain = !code.is_empty() && code.len() <= 64 && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    plain.then(|| code.to_owned())
 }
 
 /// An error with its causes, without its URL: that one carries a signature.
