@@ -31,11 +31,11 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    /// Reads the processes at those addresses, many times a second.
+    /// Reads the processes at those addresses, every second.
     pub async fn start(folder: &Path, bases: &[&str]) -> Self {
         let targets: Vec<&str> = bases.iter().map(|base| base.trim_start_matches("http://")).collect();
         let config = serde_json::json!({
-            "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [deploy().join("prometheus/alerts.yml")],
             "scrape_configs": [{"job_name": "longshore", "static_configs": [{"targets": targets}]}],
         });
