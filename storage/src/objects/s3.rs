@@ -295,7 +295,7 @@ impl Inner {
         if status.is_success() {
             return Ok(true);
         }
-        match error_of(answer).await.0.as_deref() {
+        match error_code(answer).await.as_deref() {
             Some("NoSuchKey") => Ok(true),
             Some("NoSuchBucket") => Ok(false),
             code => Err(self.final_failure(status, code)),
