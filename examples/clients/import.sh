@@ -70,7 +70,7 @@ read_upload() {
     url=$(text_of url <"$work/answer")
     printf 'url = "%s"\n' "$url" >"$work/upload"
     sed -nE 's/.*"headers":\{([^}]*)\}.*/\1/p' "$work/answer" | sed 's/","/"\
-"/g' | sed -nE 's/^"([^"]*)":"(([^"\\]|\\.)*)"$/header = "\1: \2"/p' | grep -v '^header = "content-length:' >>"$work/upload"
+"/g' | sed -nE 's/^"([^"]*)":"(([^"\\]|\\.)*)"$/header = "\1: \2"/p' | sed '/^header = "content-length:/d' >>"$work/upload"
 }
 
 # Uploads until the storage has the file.
