@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Request};
+use bytes::BytesMut;
+use futures::StreamExt;
 
 use longshore_domain::ProblemKind;
 
@@ -12,6 +14,8 @@ use crate::error::ApiError;
 
 /// The largest request body in bytes: thousands of columns fit.
 pub const BODY_LIMIT: usize = 2 * 1024 * 1024;
+/// What is read of a body beyond its limit, in bytes.
+const LINGER: usize = 16 * 1024 * 1024;
 /// How long a body may take to arrive.
 const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,22 +49,37 @@ impl FromRequest<ApiState> for Nothing {
 }
 
 async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    match tokio::time::timeout(BODY_PATIENCE, to_bytes(body, limit)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            let too_large =
-                std::error::Error::source(&error).is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
-            Err(if too_large {
-                ApiError::new(ProblemKind::TooLarge, format!("the body is larger than {limit} bytes"))
-            } else {
-                ApiError::new(ProblemKind::BadRequest, "the body did not arrive whole")
-            })
-        }
+    match tokio::time::timeout(BODY_PATIENCE, collect(body, limit)).await {
+        Ok(collected) => collected,
         Err(_) => {
             let detail = format!("the body did not arrive within {} s", BODY_PATIENCE.as_secs());
             Err(ApiError::new(ProblemKind::RequestTimeout, detail))
         }
     }
+}
+
+/// All of a body, or a refusal. One that is too large is read on for a while and thrown away: closing a connection with unread
+/// bytes resets it, and the client never sees why it was refused.
+async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut blocks = body.into_data_stream();
+    let mut bytes = BytesMut::new();
+    let mut size = 0;
+    while let Some(block) = blocks.next().await {
+        let block = block.map_err(|error| {
+            tracing::debug!(%error, "a body broke off");
+            ApiError::new(ProblemKind::BadRequest, "the body did not arrive whole")
+        })?;
+        size += block.len();
+        if size <= limit {
+            bytes.extend_from_slice(&block);
+        } else if size > limit + LINGER {
+            break;
+        }
+    }
+    if size > limit {
+        return Err(ApiError::new(ProblemKind::TooLarge, format!("the body is larger than {limit} bytes")));
+    }
+    Ok(bytes.freeze())
 }
 
 #[cfg(test)]

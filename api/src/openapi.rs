@@ -4,7 +4,7 @@
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use utoipa::openapi::schema::AdditionalProperties;
+use utoipa::openapi::schema::{AdditionalProperties, AnyOfBuilder};
 use utoipa::openapi::{OpenApi as Document, RefOr, Schema};
 use utoipa::{IntoResponses, Modify, OpenApi};
 
@@ -46,6 +46,13 @@ impl Modify for Strict {
             if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
                 object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
             }
+        }
+        // What was found is a whole form of what can be given: both fit.
+        if let Some(RefOr::T(schema)) = components.schemas.get_mut("ShownFormat")
+            && let Schema::OneOf(one) = schema
+        {
+            let any = one.items.drain(..).fold(AnyOfBuilder::new(), AnyOfBuilder::item);
+            *schema = any.description(one.description.take()).into();
         }
     }
 }

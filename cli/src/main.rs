@@ -298,7 +298,7 @@ async fn import(settings: &Settings, server: Option<&str>, order: &ImportOrder<'
 }
 
 async fn import_embedded(settings: &Settings, order: &ImportOrder<'_>) -> Result<(Value, Option<PathBuf>)> {
-    let wired = wire::wire(settings).await?;
+    let wired = wire::wire(settings, true).await?;
     let node = serve::start_node(&wired).await?;
     let listener = serve::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let base = format!("http://{}", listener.local_addr()?);

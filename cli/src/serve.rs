@@ -38,7 +38,7 @@ pub async fn run(role: Role, settings: &Settings) -> Result<()> {
     };
     let stop = stop_signal()?;
     let wired = tokio::select! {
-        wired = wire(settings) => wired?,
+        wired = wire(settings, role != Role::Api) => wired?,
         () = stop.cancelled() => return Ok(()),
     };
     let node = match role {

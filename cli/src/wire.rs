@@ -89,7 +89,8 @@ fn is_postgres(url: Option<&Secret>) -> bool {
 }
 
 /// Makes every part and waits for those that are down.
-pub async fn wire(settings: &Settings) -> Result<Wired> {
+/// `works`: whether chunks are worked on here.
+pub async fn wire(settings: &Settings, works: bool) -> Result<Wired> {
     let database_url = settings.database_url.clone().unwrap_or_else(|| default_database_url(settings));
     let destination_url = settings.destination_url.clone().unwrap_or_else(|| database_url.clone());
     let owns_folder = settings.database_url.is_none() || settings.s3.is_none();
@@ -101,7 +102,7 @@ pub async fn wire(settings: &Settings) -> Result<Wired> {
         // The folder's lock is ours: whoever held a lease in its database is gone.
         database.release_all().await?;
     }
-    let (destination, destination_file) = connect_destination(settings, &destination_url, &gate).await?;
+    let (destination, destination_file) = connect_destination(settings, &destination_url, &gate, works).await?;
     let bus = connect_bus(settings).await?;
     let (objects, embedded) = connect_objects(settings, &bus).await?;
     let node = NodeSettings {
@@ -189,6 +190,7 @@ async fn connect_destination(
     settings: &Settings,
     url: &Secret,
     gate: &Arc<WriteGate>,
+    works: bool,
 ) -> Result<(Arc<dyn Destination>, Option<PathBuf>)> {
     let path = sqlite_path(url);
     let destination: Arc<dyn Destination> = match &path {
@@ -197,7 +199,8 @@ async fn connect_destination(
             Arc::new(SqliteDestination::open(path, Arc::clone(gate)).map_err(|error| anyhow::anyhow!("{error}"))?)
         }
         None => {
-            let sessions = u32::try_from(settings.workers.get()).unwrap_or(u32::MAX).saturating_add(SPARE_SESSIONS);
+            let workers = if works { u32::try_from(settings.workers.get()).unwrap_or(u32::MAX) } else { 0 };
+            let sessions = workers.saturating_add(SPARE_SESSIONS);
             let destination = PostgresDestination::connect(url.expose(), sessions).map_err(|_| {
                 anyhow::anyhow!(
                     "the setting LONGSHORE_DESTINATION_URL (or LONGSHORE_DATABASE_URL) is no PostgreSQL URL"

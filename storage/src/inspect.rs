@@ -223,7 +223,7 @@ mod tests {
             )
             .unwrap();
         let facts = sqlite(&path, &CONTROL_TABLES, true).unwrap();
-        assert_eq!(facts.missing_tables, ["longshore_chunks"]);
+        assert_eq!(facts.missing_tables, ["longshore_chunks", "longshore_idempotency_keys"]);
         assert_eq!(facts.migrations, ["m1"]);
         assert_eq!(facts.writable, Some(Ok(())));
         let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
