@@ -82,6 +82,7 @@ impl ApiState {
 /// The whole API.
 pub fn router(state: ApiState) -> Router {
     let (routes, document) = routes().split_for_parts();
+    let document = openapi::complete(document);
     longshore_telemetry::metrics().http_routes(&metrics::routes_of(&document));
     // A document always serialises: it holds nothing but strings and numbers.
     let state = ApiState { document: serde_json::to_vec(&document).unwrap_or_default().into(), ..state };

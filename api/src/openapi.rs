@@ -6,7 +6,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::schema::{AdditionalProperties, AnyOfBuilder};
 use utoipa::openapi::{OpenApi as Document, RefOr, Schema};
-use utoipa::{IntoResponses, Modify, OpenApi};
+use utoipa::{IntoResponses, OpenApi};
 
 use longshore_domain::{CreateRequest, Problem};
 
@@ -28,33 +28,30 @@ use crate::ApiState;
         (name = "service", description = "For operators"),
     ),
     components(schemas(CreateRequest)),
-    modifiers(&Strict),
 )]
 pub struct Api;
-
-/// Requests hold what is listed and nothing else.
-struct Strict;
 
 /// The objects of a create request.
 const REQUESTS: [&str; 7] =
     ["CreateRequest", "Destination", "FileInfo", "GivenFormat", "Column", "OnError", "UploadWish"];
 
-impl Modify for Strict {
-    fn modify(&self, document: &mut Document) {
-        let Some(components) = &mut document.components else { return };
-        for name in REQUESTS {
-            if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
-                object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
-            }
-        }
-        // What was found is a whole form of what can be given: both fit.
-        if let Some(RefOr::T(schema)) = components.schemas.get_mut("ShownFormat")
-            && let Schema::OneOf(one) = schema
-        {
-            let any = one.items.drain(..).fold(AnyOfBuilder::new(), AnyOfBuilder::item);
-            *schema = any.description(one.description.take()).into();
+/// What the types of a whole document cannot say themselves.
+pub(crate) fn complete(mut document: Document) -> Document {
+    let Some(components) = &mut document.components else { return document };
+    // Requests hold what is listed and nothing else.
+    for name in REQUESTS {
+        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get_mut(name) {
+            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
         }
     }
+    // What was found is a whole form of what can be given: both fit.
+    if let Some(RefOr::T(schema)) = components.schemas.get_mut("ShownFormat")
+        && let Schema::OneOf(one) = schema
+    {
+        let any = one.items.drain(..).fold(AnyOfBuilder::new(), AnyOfBuilder::item);
+        *schema = any.description(one.description.take()).into();
+    }
+    document
 }
 
 macro_rules! problems {
@@ -92,4 +89,22 @@ problems! {
 #[utoipa::path(get, path = "/openapi.json", tag = "service", responses((status = OK, description = "This document", content_type = "application/json", body = serde_json::Value)))]
 pub async fn document(State(state): State<ApiState>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], state.document.clone()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_document_is_completed() {
+        let (_, document) = crate::routes().split_for_parts();
+        let document = serde_json::to_value(complete(document)).unwrap();
+        let schemas = &document["components"]["schemas"];
+        for name in REQUESTS {
+            assert_eq!(schemas[name]["additionalProperties"], false, "{name}");
+        }
+        assert_eq!(schemas["ShownFormat"]["anyOf"].as_array().map(Vec::len), Some(2), "{}", schemas["ShownFormat"]);
+        assert_eq!(document["openapi"], "3.1.0");
+        assert!(document["paths"]["/v1/imports/{id}/events"]["get"].is_object());
+    }
 }

@@ -784,6 +784,14 @@ mod notifications {
 
 /// An S3 server that says what a test tells it to, one connection each, and what it was asked.
 async fn scripted(answers: Vec<String>) -> (S3Store, tokio::task::JoinHandle<Vec<String>>) {
+    scripted_for(CorsOrigins::default(), answers).await
+}
+
+/// The same for a store that lets web pages upload.
+async fn scripted_for(
+    cors_origins: CorsOrigins,
+    answers: Vec<String>,
+) -> (S3Store, tokio::task::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint: Url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     let server = tokio::spawn(async move {
@@ -799,7 +807,13 @@ async fn scripted(answers: Vec<String>) -> (S3Store, tokio::task::JoinHandle<Vec
         }
         asked
     });
-    let config = S3Config { endpoint: endpoint.clone(), public_endpoint: endpoint, notification_arn: None, ..local() };
+    let config = S3Config {
+        endpoint: endpoint.clone(),
+        public_endpoint: endpoint,
+        notification_arn: None,
+        cors_origins,
+        ..local()
+    };
     (S3Store::new(config).unwrap(), server)
 }
 
@@ -878,7 +892,7 @@ async fn the_cors_rule_is_added_to_those_of_others_and_read_back() {
     );
     let whole = |rules: &str| xml("200 OK", &format!("<CORSConfiguration>{rules}</CORSConfiguration>"));
     let answers = vec![xml("200 OK", ""), whole(theirs), xml("200 OK", ""), whole(&format!("{theirs}{ours}"))];
-    let (store, server) = scripted(answers).await;
+    let (store, server) = scripted_for(origins(), answers).await;
     store.prepare().await.unwrap();
     let asked: Vec<String> = server.await.unwrap().iter().map(|asked| asked.to_ascii_lowercase()).collect();
     assert!(asked[1].starts_with("get /imports/?") && asked[1].contains("&cors="), "{}", asked[1]);
@@ -890,14 +904,14 @@ async fn the_cors_rule_is_added_to_those_of_others_and_read_back() {
 async fn a_server_without_cors_stops_nothing() {
     let refusal = xml("501 Not Implemented", "<Error><Code>NotImplemented</Code></Error>");
     let preflight = xml("403 Forbidden", "");
-    let (store, server) = scripted(vec![xml("200 OK", ""), refusal, preflight.clone()]).await;
+    let (store, server) = scripted_for(origins(), vec![xml("200 OK", ""), refusal, preflight.clone()]).await;
     store.prepare().await.unwrap();
     assert!(server.await.unwrap()[2].starts_with("OPTIONS /imports/"));
     // One that stumbles over it each time, but has the bucket.
     let mut answers = vec![xml("200 OK", "")];
     answers.extend(vec![xml("500 Internal Server Error", ""); 4]);
     answers.extend([xml("200 OK", ""), preflight]);
-    let (store, server) = scripted(answers).await;
+    let (store, server) = scripted_for(origins(), answers).await;
     store.prepare().await.unwrap();
     assert_eq!(server.await.unwrap().len(), 7);
 }
@@ -905,7 +919,7 @@ async fn a_server_without_cors_stops_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn trouble_of_the_moment_is_tried_again() {
     let answers = vec![whole("503 Slow Down"), whole("200 OK"), partial(2, 6, "e", "23"), partial(2, 6, "e", "2345")];
-    let (store, server) = scripted(answers).await;
+    let (store, server) = scripted_for(origins(), answers).await;
     assert_eq!(store.get_range(KEY, ByteRange::new(2, 6), "e").await.unwrap(), "2345");
     for asked in server.await.unwrap() {
         let asked = asked.to_ascii_lowercase();
