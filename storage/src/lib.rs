@@ -4,6 +4,7 @@
 //! - [`bus`]: storage events in, import and chunk jobs; NATS JetStream and in-process.
 //! - [`database`]: imports, plans, leases and status, through sea-orm.
 //! - [`destination`]: staging, ledger, rejects and publish; PostgreSQL and SQLite.
+//! - [`server`]: the accept loop of the API and of the embedded endpoint.
 //! - [`start`]: the one start behind three triggers.
 //! - [`failure`]: failed calls, counted.
 //! - [`inspect`]: what `longshore doctor` sees of the databases.
@@ -14,4 +15,5 @@ pub mod destination;
 pub mod failure;
 pub mod inspect;
 pub mod objects;
+pub mod server;
 pub mod start;

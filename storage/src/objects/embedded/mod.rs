@@ -121,7 +121,7 @@ impl EmbeddedStore {
 
     /// Takes no more requests, and waits a while for those that run.
     pub async fn shutdown(&self) {
-        self.listener.stop(STOP_TIMEOUT).await;
+        self.listener.stop().await;
         self.tasks.close();
         if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
             warn!("an upload was still being stored at the stop; the sweep finds it");
