@@ -13,6 +13,7 @@ use minio::s3::response_traits::HasS3Fields;
 use minio::s3::types::{NotificationConfig, PrefixFilterRule, QueueConfig, Region, S3Api};
 use tracing::{debug, info, warn};
 
+use super::s3::{causes, chain};
 use super::{ObjectError, S3Config};
 
 /// One call of the `minio` crate, which knows no time-outs.
@@ -161,9 +162,9 @@ impl<'a> Server<'a> {
                 if status >= 500 && status != 501 { self.unavailable(reason) } else { self.refused(&reason) }
             }
             Error::Network(NetworkError::ReqwestError(error)) | Error::Validation(ValidationErr::HttpError(error)) => {
-                self.unavailable(causes(&error.without_url()))
+                self.unavailable(causes(error))
             }
-            Error::DriveIo(error) => self.unavailable(causes(&error)),
+            Error::DriveIo(error) => self.unavailable(chain(&error)),
             Error::Validation(error) => self.refused(&format!("cannot {what}: {error}")),
         }
     }
@@ -225,16 +226,6 @@ fn escape_value(value: &mut String) {
 
 fn escaped(value: &str) -> String {
     value.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut shown = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        shown = format!("{shown}: {cause}");
-        source = cause.source();
-    }
-    shown
 }
 
 #[cfg(test)]

@@ -493,9 +493,13 @@ pub(super) async fn error_code(mut response: Response) -> Option<String> {
 
 /// An error with its causes, without its URL: that one carries a signature.
 pub(super) fn causes(error: reqwest::Error) -> String {
-    let error = error.without_url();
+    chain(&error.without_url())
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut shown = error.to_string();
-    let mut source = std::error::Error::source(&error);
+    let mut source = error.source();
     while let Some(cause) = source {
         shown = format!("{shown}: {cause}");
         source = cause.source();
