@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use longshore_domain::{ChunkIndex, ImportId, ImportState, ProblemKind, Trigger};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, ImportJob};
-use longshore_storage::database::{Cancelled, ImportRecord, Retried};
+use longshore_storage::database::{Effect, ImportRecord};
 use longshore_storage::start::{StartOutcome, start_import};
 use longshore_telemetry::metrics;
 
@@ -23,9 +23,8 @@ fn wrong_state(detail: String) -> ApiError {
     ApiError::new(ProblemKind::WrongState, detail)
 }
 
-async fn accepted(state: &ApiState, id: &str) -> Result<Response, ApiError> {
-    let record = find(state, id).await?;
-    Ok((StatusCode::ACCEPTED, Json(ImportAnswer::of(state, &record))).into_response())
+fn accepted(state: &ApiState, record: &ImportRecord) -> Response {
+    (StatusCode::ACCEPTED, Json(ImportAnswer::of(state, record))).into_response()
 }
 
 /// `POST /v1/imports/{id}/complete`
@@ -53,7 +52,7 @@ pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>, _: 
         }
         StartOutcome::Started | StartOutcome::Before(_) => {}
     }
-    accepted(&state, &id).await
+    Ok(accepted(&state, &find(&state, &id).await?))
 }
 
 fn no_object(record: &ImportRecord, advice: &str) -> ApiError {
@@ -100,26 +99,26 @@ pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: No
     ),
 )]
 pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
-    let import = find(&state, &id).await?.id;
-    match state.database.cancel(import).await? {
-        Cancelled::Unknown => return Err(ApiError::no_such_import(&id)),
-        Cancelled::WrongState(ImportState::Publishing) => {
+    let none = || ApiError::no_such_import(&id);
+    let (effect, record) = state.database.cancel(id.parse().map_err(|_| none())?).await?.ok_or_else(none)?;
+    match (effect, record.state) {
+        (Effect::WrongState, ImportState::Publishing) => {
             return Err(wrong_state("the import is publishing: the cancel came too late".into()));
         }
-        Cancelled::WrongState(now) => {
+        (Effect::WrongState, now) => {
             return Err(wrong_state(format!("the import is {now}: nothing is left to cancel")));
         }
-        Cancelled::Before => {}
-        Cancelled::Now => {
-            tracing::info!(import_id = %import, "import cancelled");
-            tell_owner(&state, import).await;
+        (Effect::Before, _) => {}
+        (Effect::Now, now) => {
+            tracing::info!(import_id = %record.id, "import cancelled");
+            tell_owner(&state, &record).await;
             // One that nobody owned has ended with this call; of the others, the owner counts the end.
-            if find(&state, &id).await?.uploaded_at.is_none() {
+            if now == ImportState::Cancelled {
                 metrics().import_ended(ImportState::Cancelled, None);
             }
         }
     }
-    accepted(&state, &id).await
+    Ok(accepted(&state, &record))
 }
 
 /// `POST /v1/imports/{id}/retry`
@@ -141,35 +140,30 @@ pub async fn retry(State(state): State<ApiState>, Path(id): Path<String>, _: Not
     if record.state == ImportState::Failed && state.objects.head(&record.object_key).await?.is_none() {
         return Err(no_object(&record, "there is nothing to retry; ask for a new import"));
     }
-    match state.database.retry(record.id).await? {
-        Retried::Unknown => return Err(ApiError::no_such_import(&id)),
-        Retried::WrongState(now) => {
-            return Err(wrong_state(format!("the import is {now}; only a failed one can be retried")));
+    let retried = state.database.retry(record.id).await?;
+    let (effect, record) = retried.ok_or_else(|| ApiError::no_such_import(&id))?;
+    match effect {
+        Effect::WrongState => {
+            return Err(wrong_state(format!("the import is {}; only a failed one can be retried", record.state)));
         }
-        Retried::Before => {}
-        Retried::Now => {
+        Effect::Before => {}
+        Effect::Now => {
             tracing::info!(import_id = %record.id, "import retried");
-            tell_owner(&state, record.id).await;
+            tell_owner(&state, &record).await;
         }
     }
-    accepted(&state, &id).await
+    Ok(accepted(&state, &record))
 }
 
 /// Hints that an import changed: to its owner, where it has one, to nodes that may become it, and to whoever watches. None of
 /// them is needed: owners look every second, ownerless imports are found every two.
-async fn tell_owner(state: &ApiState, import: ImportId) {
+async fn tell_owner(state: &ApiState, record: &ImportRecord) {
     let bus = &state.bus;
-    let report = match state.database.import(import).await {
-        Ok(Some(ImportRecord { attempt, epoch, .. })) => {
-            let job = ChunkJob { import, attempt, epoch, chunk: ChunkIndex(0) };
-            Some(ChunkReport { job, outcome: ChunkOutcome::Changed })
-        }
-        _ => None,
-    };
+    let import = record.id;
+    let job = ChunkJob { import, attempt: record.attempt, epoch: record.epoch, chunk: ChunkIndex(0) };
+    let report = ChunkReport { job, outcome: ChunkOutcome::Changed };
     let told = async {
-        if let Some(report) = &report {
-            bus.report(report).await?;
-        }
+        bus.report(&report).await?;
         bus.changed(import).await?;
         bus.publish_import(&ImportJob { import }).await
     };

@@ -1,6 +1,7 @@
 //! Create, read, list.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::Duration;
 
 use axum::Json;
@@ -198,6 +199,13 @@ pub(crate) fn limit(parameters: &BTreeMap<String, String>) -> Result<u64, ApiErr
         .ok_or_else(|| ApiError::bad_parameter("limit", format!("must be a whole number from 1 to {MAX_LIMIT}")))
 }
 
+/// `cursor`: what the page before gave.
+pub(crate) fn cursor<T: FromStr>(parameters: &BTreeMap<String, String>) -> Result<Option<T>, ApiError> {
+    let parse =
+        |text: &String| text.parse().map_err(|_| ApiError::bad_parameter("cursor", "is none that was handed out"));
+    parameters.get("cursor").map(parse).transpose()
+}
+
 /// `GET /v1/imports`
 ///
 /// # Errors
@@ -231,10 +239,7 @@ pub async fn list(State(state): State<ApiState>, RawQuery(query): RawQuery) -> R
                 name.map(|name| name.to_string()).map_err(|error| ApiError::bad_parameter("table", error.to_string()))
             })
             .transpose()?,
-        before: parameters
-            .get("cursor")
-            .map(|text| text.parse().map_err(|_| ApiError::bad_parameter("cursor", "is none that was handed out")))
-            .transpose()?,
+        before: cursor(&parameters)?,
     };
     let records = state.database.imports(&filter, limit + 1).await?;
     let show = |record: &ImportRecord| record.to_resource(state.objects.bucket());

@@ -18,7 +18,7 @@ use longshore_storage::database::{ChunkRecord, ImportRecord};
 use crate::ApiState;
 use crate::answers::{Page, RejectAnswer, page};
 use crate::error::ApiError;
-use crate::imports::{find, limit, parameters};
+use crate::imports::{cursor, find, limit, parameters};
 use crate::openapi::{BadRequest, NotFound, Unavailable};
 
 /// Rejects read at once for the file of rejects.
@@ -47,13 +47,7 @@ pub async fn chunks(
     let record = find(&state, &id).await?;
     let parameters = parameters(query.as_deref(), &["limit", "cursor"])?;
     let limit = limit(&parameters)?;
-    let from = match parameters.get("cursor") {
-        None => ChunkIndex(0),
-        Some(text) => text
-            .parse()
-            .map(|last| ChunkIndex(last).next())
-            .map_err(|_| ApiError::bad_parameter("cursor", "is none that was handed out"))?,
-    };
+    let from = cursor(&parameters)?.map_or(ChunkIndex(0), |last| ChunkIndex(last).next());
     let chunks = state.database.chunks(record.id, record.attempt, from, limit + 1).await?;
     Ok(page(chunks, limit, |chunk| chunk.planned.chunk.to_string(), ChunkRecord::to_resource))
 }
@@ -91,12 +85,7 @@ pub async fn rejects(
     let parameters = parameters(query.as_deref(), &["limit", "cursor", "spreadsheet"])?;
     let limit = limit(&parameters)?;
     let spreadsheet = flag(&parameters, "spreadsheet")?;
-    let after = match parameters.get("cursor") {
-        None => RowNumber(0),
-        Some(text) => {
-            text.parse().map(RowNumber).map_err(|_| ApiError::bad_parameter("cursor", "is none that was handed out"))?
-        }
-    };
+    let after = RowNumber(cursor(&parameters)?.unwrap_or(0));
     let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     if accepts.flat_map(|value| value.split(',')).any(|kind| kind.trim().starts_with("text/csv")) {
         return csv(&state, &record, after, spreadsheet).await;

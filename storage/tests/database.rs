@@ -10,8 +10,8 @@ use longshore_domain::{
 use longshore_parse::Widening;
 use longshore_storage::bus::ChunkJob;
 use longshore_storage::database::{
-    Cancelled, Change, ChunkClaim, Created, Database, IdempotencyKey, ImportFilter, ImportRecord, NewChunk, NewImport,
-    Retried, Started,
+    Change, ChunkClaim, Created, Database, Effect, IdempotencyKey, ImportFilter, ImportRecord, NewChunk, NewImport,
+    Started,
 };
 use serde_json::json;
 use sqlx::{Connection, Executor};
@@ -408,11 +408,23 @@ async fn requests_under_one_key_make_one_import(database: Database, url: String)
     assert_eq!(database.imports(&ImportFilter::default(), 100).await.unwrap().len(), 10);
 }
 
+/// What became of a cancel, and the state it was answered with.
+async fn cancel(database: &Database, record: &ImportRecord) -> (Effect, ImportState) {
+    let (effect, record) = database.cancel(record.id).await.unwrap().expect("the import is known");
+    (effect, record.state)
+}
+
+/// What became of a retry, and the state it was answered with.
+async fn retry(database: &Database, record: &ImportRecord) -> (Effect, ImportState) {
+    let (effect, record) = database.retry(record.id).await.unwrap().expect("the import is known");
+    (effect, record.state)
+}
+
 async fn a_cancel_takes_what_was_not_published(database: Database, _: String) {
-    assert_eq!(database.cancel(ImportId::generate()).await.unwrap(), Cancelled::Unknown);
+    assert!(database.cancel(ImportId::generate()).await.unwrap().is_none());
     let awaiting = create(&database, "t").await;
-    for outcome in [Cancelled::Now, Cancelled::Before] {
-        assert_eq!(database.cancel(awaiting.id).await.unwrap(), outcome);
+    for effect in [Effect::Now, Effect::Before] {
+        assert_eq!(cancel(&database, &awaiting).await, (effect, ImportState::Cancelled));
     }
     let read = database.import(awaiting.id).await.unwrap().unwrap();
     assert_eq!((read.state, read.finished_at.is_some()), (ImportState::Cancelled, true));
@@ -421,7 +433,7 @@ async fn a_cancel_takes_what_was_not_published(database: Database, _: String) {
     assert_eq!(late, Started::Before(ImportState::Cancelled));
 
     for record in [started(&database).await, claimed(&database).await, running(&database).await] {
-        assert_eq!(database.cancel(record.id).await.unwrap(), Cancelled::Now);
+        assert_eq!(cancel(&database, &record).await, (Effect::Now, ImportState::Cancelling));
         let read = database.import(record.id).await.unwrap().unwrap();
         assert_eq!((read.state, read.finished_at), (ImportState::Cancelling, None));
         let epoch = match database.claim(record.id, "owner").await.unwrap() {
@@ -430,11 +442,11 @@ async fn a_cancel_takes_what_was_not_published(database: Database, _: String) {
         };
         assert!(!database.change(record.id, epoch, ImportState::Running, &Change::Publish).await.unwrap());
         assert!(database.change(record.id, epoch, ImportState::Cancelling, &Change::Cancel).await.unwrap());
-        assert_eq!(database.cancel(record.id).await.unwrap(), Cancelled::Before);
+        assert_eq!(cancel(&database, &record).await, (Effect::Before, ImportState::Cancelled));
     }
 
     let failed = failed(&database).await;
-    assert_eq!(database.cancel(failed.id).await.unwrap(), Cancelled::WrongState(ImportState::Failed));
+    assert_eq!(cancel(&database, &failed).await, (Effect::WrongState, ImportState::Failed));
 }
 
 async fn a_cancel_and_a_publish_never_both_win(database: Database, _: String) {
@@ -442,7 +454,7 @@ async fn a_cancel_and_a_publish_never_both_win(database: Database, _: String) {
         let record = running(&database).await;
         let publish =
             async || database.change(record.id, record.epoch, ImportState::Running, &Change::Publish).await.unwrap();
-        let cancel = async || database.cancel(record.id).await.unwrap();
+        let cancel = async || cancel(&database, &record).await;
         let (cancelled, published) = if round % 2 == 0 {
             tokio::join!(cancel(), publish())
         } else {
@@ -451,8 +463,8 @@ async fn a_cancel_and_a_publish_never_both_win(database: Database, _: String) {
         };
         let state = database.import(record.id).await.unwrap().unwrap().state;
         match (cancelled, published) {
-            (Cancelled::Now, false) => assert_eq!(state, ImportState::Cancelling),
-            (Cancelled::WrongState(ImportState::Publishing), true) => assert_eq!(state, ImportState::Publishing),
+            ((Effect::Now, ImportState::Cancelling), false) => assert_eq!(state, ImportState::Cancelling),
+            ((Effect::WrongState, ImportState::Publishing), true) => assert_eq!(state, ImportState::Publishing),
             both => panic!("{both:?} in {state}"),
         }
     }
@@ -470,12 +482,11 @@ async fn failed(database: &Database) -> ImportRecord {
 }
 
 async fn a_retry_begins_a_new_attempt_once(database: Database, _: String) {
-    assert_eq!(database.retry(ImportId::generate()).await.unwrap(), Retried::Unknown);
+    assert!(database.retry(ImportId::generate()).await.unwrap().is_none());
     let record = failed(&database).await;
-    let retries = futures::future::join_all((0..6).map(|_| database.retry(record.id))).await;
-    let outcomes: Vec<_> = retries.into_iter().map(Result::unwrap).collect();
-    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Retried::Now).count(), 1, "{outcomes:?}");
-    assert_eq!(outcomes.iter().filter(|outcome| **outcome == Retried::Before).count(), 5, "{outcomes:?}");
+    let retries = futures::future::join_all((0..6).map(|_| retry(&database, &record))).await;
+    let times = |effect| retries.iter().filter(|retry| **retry == (effect, ImportState::Queued)).count();
+    assert_eq!((times(Effect::Now), times(Effect::Before)), (1, 5), "{retries:?}");
     let again = database.import(record.id).await.unwrap().unwrap();
     assert_eq!((again.state, again.attempt), (ImportState::Queued, Attempt(2)));
     assert_eq!((again.error, again.plan, again.started_at, again.finished_at), (None, None, None, None));
@@ -483,18 +494,18 @@ async fn a_retry_begins_a_new_attempt_once(database: Database, _: String) {
     assert_eq!(again.etag, record.etag, "the object that was seen at first is the one that is read");
     let owned = database.claim(record.id, "owner").await.unwrap().expect("it waits for an owner");
     assert!(owned.epoch > record.epoch);
-    assert_eq!(database.retry(record.id).await.unwrap(), Retried::Before);
+    assert_eq!(retry(&database, &record).await, (Effect::Before, owned.state));
 
-    assert_eq!(database.cancel(record.id).await.unwrap(), Cancelled::Now);
-    assert_eq!(database.retry(record.id).await.unwrap(), Retried::WrongState(ImportState::Cancelling));
+    assert_eq!(cancel(&database, &record).await, (Effect::Now, ImportState::Cancelling));
+    assert_eq!(retry(&database, &record).await, (Effect::WrongState, ImportState::Cancelling));
     for other in [create(&database, "t").await, running(&database).await] {
-        assert_eq!(database.retry(other.id).await.unwrap(), Retried::WrongState(other.state), "it was never retried");
+        assert_eq!(retry(&database, &other).await, (Effect::WrongState, other.state), "it was never retried");
     }
     let twice = failed(&database).await;
-    assert_eq!(database.retry(twice.id).await.unwrap(), Retried::Now);
+    assert_eq!(retry(&database, &twice).await, (Effect::Now, ImportState::Queued));
     let owned = database.claim(twice.id, "owner").await.unwrap().unwrap();
     assert!(database.change(twice.id, owned.epoch, ImportState::Queued, &Change::Fail).await.unwrap());
-    assert_eq!(database.retry(twice.id).await.unwrap(), Retried::Now, "it failed once more");
+    assert_eq!(retry(&database, &twice).await, (Effect::Now, ImportState::Queued), "it failed once more");
     assert_eq!(database.import(twice.id).await.unwrap().unwrap().attempt, Attempt(3));
 }
 

@@ -34,30 +34,15 @@ pub enum Created {
     KeyOfAnother,
 }
 
-/// What became of a cancel.
+/// What became of a cancel or a retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cancelled {
-    /// By this call; nothing of the import will be in the destination.
+pub enum Effect {
+    /// This call did it.
     Now,
-    /// By an earlier one.
+    /// An earlier one did, and it still holds.
     Before,
     /// The state forbids it.
-    WrongState(ImportState),
-    /// No such import.
-    Unknown,
-}
-
-/// What became of a retry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retried {
-    /// By this call: a new attempt waits for an owner.
-    Now,
-    /// The attempt that an earlier retry began goes on, or succeeded.
-    Before,
-    /// The state forbids it.
-    WrongState(ImportState),
-    /// No such import.
-    Unknown,
+    WrongState,
 }
 
 impl Database {
@@ -119,11 +104,11 @@ impl Database {
     }
 
     /// `awaiting_upload -> cancelled`, `queued..running -> cancelling`: the owner, or the next one, does the rest. In
-    /// `publishing` it comes too late, and the state says so.
+    /// `publishing` it comes too late, and the state says so. Answers with the import as it is then; `None`: no such import.
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn cancel(&self, id: ImportId) -> Result<Cancelled, DatabaseError> {
+    pub async fn cancel(&self, id: ImportId) -> Result<Option<(Effect, ImportRecord)>, DatabaseError> {
         let at_once = in_states(id, &states_that_lead_to(ImportState::Cancelled, |state| !state.needs_owner()))
             .col_expr(Column::State, Expr::value(ImportState::Cancelled.as_str()))
             .col_expr(Column::FinishedMs, self.now_ms());
@@ -133,24 +118,24 @@ impl Database {
             let _turn = self.turn().await;
             // In this order: an import that is started between the two is found by the second.
             for update in [at_once, by_owner] {
-                if changed(update).exec(&self.connection).await?.rows_affected == 1 {
-                    return Ok(Cancelled::Now);
+                if let Some(record) = self.change_by_client(update).await? {
+                    return Ok(Some((Effect::Now, record)));
                 }
             }
         }
-        Ok(match self.import(id).await?.map(|record| record.state) {
-            None => Cancelled::Unknown,
-            Some(ImportState::Cancelling | ImportState::Cancelled) => Cancelled::Before,
-            Some(state) => Cancelled::WrongState(state),
-        })
+        Ok(self.import(id).await?.map(|record| match record.state {
+            ImportState::Cancelling | ImportState::Cancelled => (Effect::Before, record),
+            _ => (Effect::WrongState, record),
+        }))
     }
 
     /// `failed -> queued` as a new attempt, with the plan, the counters and the reason gone; the types that proved too narrow
     /// stay. Whether the object is still there is the caller's to see; that it is the same one is seen by every read.
+    /// [`Effect::Before`]: the attempt that an earlier retry began goes on, or succeeded. Answers as [`Database::cancel`].
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn retry(&self, id: ImportId) -> Result<Retried, DatabaseError> {
+    pub async fn retry(&self, id: ImportId) -> Result<Option<(Effect, ImportRecord)>, DatabaseError> {
         let update = clear_counters(in_states(id, &[ImportState::Failed]))
             .col_expr(Column::State, Expr::value(ImportState::Queued.as_str()))
             .col_expr(Column::Attempt, Expr::col(Column::Attempt).add(1))
@@ -161,15 +146,24 @@ impl Database {
             .col_expr(Column::LeaseUntilMs, Expr::value(0_i64));
         {
             let _turn = self.turn().await;
-            if changed(update).exec(&self.connection).await?.rows_affected == 1 {
-                return Ok(Retried::Now);
+            if let Some(record) = self.change_by_client(update).await? {
+                return Ok(Some((Effect::Now, record)));
             }
         }
-        let Some(row) = Entity::find_by_id(id.0).one(&self.connection).await? else { return Ok(Retried::Unknown) };
+        let Some(row) = Entity::find_by_id(id.0).one(&self.connection).await? else { return Ok(None) };
         let was_retried = row.retried_attempt.is_some();
-        let state = ImportRecord::read(row)?.state;
+        let record = ImportRecord::read(row)?;
+        let state = record.state;
         let goes_on = state == ImportState::Succeeded || (state.needs_owner() && state != ImportState::Cancelling);
-        Ok(if was_retried && goes_on { Retried::Before } else { Retried::WrongState(state) })
+        let effect = if was_retried && goes_on { Effect::Before } else { Effect::WrongState };
+        Ok(Some((effect, record)))
+    }
+
+    /// A change that clients see, of one import at most; the import behind it, where it took effect.
+    async fn change_by_client(&self, update: UpdateMany<Entity>) -> Result<Option<ImportRecord>, DatabaseError> {
+        let update = update.col_expr(Column::Version, Expr::col(Column::Version).add(1));
+        let changed = update.exec_with_returning(&self.connection).await?;
+        changed.into_iter().next().map(ImportRecord::read).transpose()
     }
 
     /// The versions of imports, for whoever watches them; those that are not there are left out. At most some hundred ids.
@@ -199,9 +193,4 @@ fn in_states(id: ImportId, states: &[ImportState]) -> UpdateMany<Entity> {
     Entity::update_many()
         .filter(Column::Id.eq(id.0))
         .filter(Column::State.is_in(states.iter().map(|state| state.as_str())))
-}
-
-/// A change that clients see.
-fn changed(update: UpdateMany<Entity>) -> UpdateMany<Entity> {
-    update.col_expr(Column::Version, Expr::col(Column::Version).add(1))
 }

@@ -26,7 +26,7 @@ use crate::destination::gate::WriteGate;
 
 pub use backlog::Backlog;
 pub use chunks::{ChunkClaim, ChunkRecord, NewChunk, OpenChunk};
-pub use clients::{Cancelled, Created, IdempotencyKey, Retried};
+pub use clients::{Created, Effect, IdempotencyKey};
 pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};
 pub use lease::Change;
 
