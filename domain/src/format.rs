@@ -35,6 +35,32 @@ pub enum Encoding {
     Latin1,
 }
 
+/// What bytes that are not the file's encoding are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EncodingErrors {
+    /// The record that holds them is a reject.
+    #[default]
+    Reject,
+    /// Each maximal run that is no character is U+FFFD (Unicode, section 3.9), and the record is loaded.
+    Replace,
+}
+
+/// What ends a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
+pub enum LineEnd {
+    /// Line feed. A carriage return directly before it belongs to it.
+    #[default]
+    #[serde(rename = "\n")]
+    Lf,
+    /// Carriage return and line feed; read as [`LineEnd::Lf`] is, it says what the file mostly has.
+    #[serde(rename = "\r\n")]
+    CrLf,
+    /// Carriage return. A line feed ends a line, too; directly behind a carriage return it belongs to it.
+    #[serde(rename = "\r")]
+    Cr,
+}
+
 /// How the object is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -92,6 +118,10 @@ pub struct GivenFormat {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[schema(nullable = false, min_length = 1, max_length = 1)]
     pub escape: Option<String>,
+    /// What ends a line: `\n`, `\r\n` or `\r`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(nullable = false)]
+    pub line_end: Option<LineEnd>,
     /// Header records.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[schema(nullable = false, minimum = 0, maximum = 100)]
@@ -112,6 +142,10 @@ pub struct GivenFormat {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[schema(nullable = false)]
     pub encoding: Option<Encoding>,
+    /// What bytes are that are not the encoding.
+    #[serde(default)]
+    #[schema(required = false)]
+    pub encoding_errors: EncodingErrors,
     /// Unquoted cells that mean null; the default is the empty cell.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     #[schema(nullable = false)]
@@ -134,6 +168,9 @@ pub struct Format {
     pub quote: String,
     /// One byte; the quote itself means doubling.
     pub escape: String,
+    /// What ends a line.
+    #[serde(default)]
+    pub line_end: LineEnd,
     /// Header records.
     pub header_rows: u32,
     /// Physical lines before the header.
@@ -144,6 +181,9 @@ pub struct Format {
     pub ragged: Ragged,
     /// The text's encoding.
     pub encoding: Encoding,
+    /// What bytes are that are not the encoding.
+    #[serde(default)]
+    pub encoding_errors: EncodingErrors,
     /// Unquoted cells that mean null.
     pub null_values: Vec<String>,
     /// How the object is compressed.
@@ -158,11 +198,13 @@ impl Default for Format {
             delimiter: ",".into(),
             quote: "\"".into(),
             escape: "\"".into(),
+            line_end: LineEnd::Lf,
             header_rows: 1,
             skip_rows: 0,
             comment: None,
             ragged: Ragged::Reject,
             encoding: Encoding::Utf8,
+            encoding_errors: EncodingErrors::Reject,
             null_values: vec![String::new()],
             compression: Compression::None,
         }

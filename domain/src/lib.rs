@@ -25,7 +25,9 @@ pub mod state;
 pub mod table;
 
 pub use column::{Column, ColumnSource, ColumnType};
-pub use format::{Compression, Encoding, Format, FormatType, GivenFormat, Ragged, ShownFormat};
+pub use format::{
+    Compression, Encoding, EncodingErrors, Format, FormatType, GivenFormat, LineEnd, Ragged, ShownFormat,
+};
 pub use ids::{Attempt, ByteOffset, ByteRange, ChunkIndex, Epoch, ImportId, LineNumber, RowNumber};
 pub use import::{Chunk, Import, SourceObject, Trigger};
 pub use plan::{FieldPlan, LoadPlan, Target};

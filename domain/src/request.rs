@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::column::{Column, ColumnSource, ColumnType};
-use crate::format::{Compression, Encoding, GivenFormat, Ragged};
+use crate::format::{Compression, Encoding, EncodingErrors, GivenFormat, LineEnd, Ragged};
 use crate::problem::{FieldError, Problem, ProblemKind};
 use crate::table::{MAX_IDENTIFIER, TableName};
 
@@ -294,6 +294,8 @@ fn read_format(value: &Value, faults: &mut Faults) -> Option<GivenFormat> {
     given.delimiter = keys.read("delimiter", faults, read_delimiter);
     given.quote = keys.read("quote", faults, one_byte);
     given.escape = keys.read("escape", faults, one_byte);
+    given.line_end =
+        keys.read("line_end", faults, |value| word::<LineEnd>(value, "one of \"\\n\", \"\\r\\n\", \"\\r\""));
     given.header_rows = keys.read("header_rows", faults, |value| small_number(value, 100));
     given.skip_rows = keys.read("skip_rows", faults, |value| small_number(value, 1_000_000));
     given.comment = keys
@@ -303,6 +305,9 @@ fn read_format(value: &Value, faults: &mut Faults) -> Option<GivenFormat> {
     given.encoding = keys.read("encoding", faults, |value| {
         word::<Encoding>(value, "one of utf-8, utf-16le, utf-16be, windows-1252, iso-8859-1")
     });
+    given.encoding_errors = keys
+        .read("encoding_errors", faults, |value| word::<EncodingErrors>(value, "\"reject\" or \"replace\""))
+        .unwrap_or_default();
     given.null_values = keys.read("null_values", faults, |value| {
         let list = value.as_array().ok_or("must be a list of strings")?;
         list.iter().map(text).collect::<Result<Vec<_>, _>>().map_err(|_| "must be a list of strings".to_owned())
@@ -536,6 +541,11 @@ mod tests {
             (json!({"destination": {"table": "t"}, "format": {"header_rows": 1.5}}), "/format/header_rows"),
             (json!({"destination": {"table": "t"}, "format": {"ragged": "drop"}}), "/format/ragged"),
             (json!({"destination": {"table": "t"}, "format": {"encoding": "UTF8"}}), "/format/encoding"),
+            (
+                json!({"destination": {"table": "t"}, "format": {"encoding_errors": "ignore"}}),
+                "/format/encoding_errors",
+            ),
+            (json!({"destination": {"table": "t"}, "format": {"line_end": "lf"}}), "/format/line_end"),
             (json!({"destination": {"table": "t"}, "format": {"null_values": "NA"}}), "/format/null_values"),
             (json!({"destination": {"table": "t"}, "columns": []}), "/columns"),
             (json!({"destination": {"table": "t"}, "columns": [{"name": "a"}]}), "/columns/0/type"),

@@ -91,11 +91,13 @@ fn skip_lines(sample: &[u8], bom: usize, skip_rows: u32) -> Result<usize, Format
 fn find_format(text: &[u8], whole: bool, given: &GivenFormat) -> Result<Format, FormatError> {
     let mut format = Format {
         quote: given.quote.clone().unwrap_or_else(|| "\"".into()),
+        line_end: given.line_end.unwrap_or_default(),
         header_rows: given.header_rows.unwrap_or(1),
         skip_rows: given.skip_rows.unwrap_or(0),
         comment: given.comment.clone(),
         ragged: given.ragged,
         encoding: Encoding::Utf8,
+        encoding_errors: given.encoding_errors,
         null_values: given.null_values.clone().unwrap_or_else(|| vec![String::new()]),
         compression: Compression::None,
         ..Format::default()
