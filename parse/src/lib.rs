@@ -12,6 +12,7 @@
 //! - [`cell`], [`decode`]: from text to values.
 //! - [`chunk`]: a chunk's bytes to [`batch`]es and rejects.
 //! - [`rejects_csv`]: rejects as a file.
+//! - [`transcode`]: text of other encodings, before any of this.
 
 pub mod batch;
 mod boundary;
@@ -26,6 +27,7 @@ pub mod infer;
 pub mod planner;
 pub mod record;
 pub mod rejects_csv;
+pub mod transcode;
 
 pub use batch::{Batch, ParsedChunk, RowNumbers, Values, Widening};
 pub use chunk::{ChunkInput, find_records, oversized_reject, parse_chunk};
@@ -36,3 +38,4 @@ pub use head::{Head, read_head};
 pub use infer::join_types;
 pub use planner::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
 pub use rejects_csv::RejectsCsv;
+pub use transcode::Transcoder;
