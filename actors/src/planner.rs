@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use tokio_util::sync::CancellationToken;
 
-use longshore_domain::{ByteRange, ColumnType, LoadPlan, Problem, ProblemKind, Target};
-use longshore_parse::{FormatError, FormatErrorKind, map_columns, read_head};
+use longshore_domain::{
+    ByteRange, ColumnType, Compression, Encoding, GivenFormat, LoadPlan, Problem, ProblemKind, Target,
+};
+use longshore_parse::{FormatError, FormatErrorKind, Head, detect, detect_compression, map_columns, read_head};
 use longshore_storage::database::ImportRecord;
 use longshore_storage::destination::DestinationError;
 use longshore_telemetry::metrics;
@@ -66,7 +68,7 @@ pub async fn plan(
     let request = &record.request;
     let given = request.format.clone();
     let whole = size <= SAMPLE;
-    let head = tokio::task::spawn_blocking(move || read_head(&sample, whole, &given)).await;
+    let head = tokio::task::spawn_blocking(move || look(&sample, whole, &given)).await;
     let head = head
         .map_err(|error| Gave::Up(Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"))))?
         .map_err(|error| Gave::Up(format_problem(&error)))?;
@@ -90,6 +92,23 @@ pub async fn plan(
     };
     apply_wider_types(&mut plan, &record.widened);
     Ok(plan)
+}
+
+/// What the file is, from its first bytes.
+fn look(sample: &[u8], whole: bool, given: &GivenFormat) -> Result<Head, FormatError> {
+    let unsupported = |what: &str| FormatError {
+        kind: FormatErrorKind::Unsupported,
+        text: format!("the file is {what}, which is not supported yet; upload it unpacked, as UTF-8"),
+    };
+    let compression = detect_compression(sample, given)?;
+    if compression != Compression::None {
+        return Err(unsupported("compressed"));
+    }
+    let detected = detect(sample, whole, compression, given)?;
+    if detected.encoding != Encoding::Utf8 {
+        return Err(unsupported("not UTF-8"));
+    }
+    read_head(sample, whole, given, &detected)
 }
 
 /// Columns that an earlier attempt found too narrow take the type that it found.

@@ -32,6 +32,7 @@ pub use chunk::{ChunkInput, find_records, oversized_reject, parse_chunk};
 pub use columns::{Mapped, map_columns};
 pub use dialect::Dialect;
 pub use error::{FormatError, FormatErrorKind};
+pub use head::encoding::{Detected, detect, detect_compression};
 pub use head::{Head, read_head};
 pub use infer::join_types;
 pub use planner::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
