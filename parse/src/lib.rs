@@ -7,7 +7,7 @@
 //! rejects ─ rejects_csv ────────────────► a file to mend
 //! ```
 //!
-//! - [`dialect`], `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
+//! - [`dialect`], `delimiter`, `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
 //! - [`head`], [`infer`], [`columns`]: what a file is, and which field becomes which column.
 //! - [`cell`], [`decode`]: from text to values.
 //! - [`chunk`]: a chunk's bytes to [`batch`]es and rejects.
@@ -19,6 +19,7 @@ pub mod cell;
 pub mod chunk;
 pub mod columns;
 pub mod decode;
+mod delimiter;
 pub mod dialect;
 pub mod error;
 pub mod head;

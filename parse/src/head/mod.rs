@@ -1,7 +1,7 @@
 //! The head of a file: what it is, what its columns are called, where its data begins and what types they seem to have.
 //! Called once an import by the planner, with the object's first bytes. What was given is obeyed; the rest is looked for.
 
-use longshore_domain::{ByteOffset, ColumnType, EncodingErrors, Format, GivenFormat};
+use longshore_domain::{ByteOffset, ColumnType, Format, GivenFormat, LineEnd};
 
 pub mod encoding;
 
@@ -49,7 +49,7 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
         return Err(FormatError::empty("the file holds no character"));
     }
     let skip_rows = given.skip_rows.unwrap_or(0);
-    let start = skip_lines(sample, bom, skip_rows)?;
+    let start = skip_lines(sample, whole, bom, given)?;
     let text = &sample[start..];
     let format = find_format(text, whole, given, detected)?;
 
@@ -79,16 +79,31 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
 }
 
 /// Where the text behind the byte order mark and `skip_rows` physical lines begins.
-fn skip_lines(sample: &[u8], bom: usize, skip_rows: u32) -> Result<usize, FormatError> {
+fn skip_lines(sample: &[u8], whole: bool, bom: usize, given: &GivenFormat) -> Result<usize, FormatError> {
+    let skip_rows = given.skip_rows.unwrap_or(0);
+    let returns = given.line_end == Some(LineEnd::Cr);
     let mut start = bom;
     for line in 0..skip_rows {
-        let Some(end) = memchr::memchr(b'\n', &sample[start..]) else {
+        let Some(end) = line_end(&sample[start..], whole, returns) else {
             let text = format!("skip_rows is {skip_rows}, but only {line} lines end in the file's first bytes");
             return Err(FormatError::mismatch(text));
         };
-        start += end + 1;
+        start += end;
     }
     Ok(start)
+}
+
+/// The place behind the first line end; of a sample's last byte it is not known what follows a carriage return.
+fn line_end(text: &[u8], whole: bool, returns: bool) -> Option<usize> {
+    if !returns {
+        return memchr::memchr(b'\n', text).map(|end| end + 1);
+    }
+    let end = memchr::memchr2(b'\n', b'\r', text)?;
+    match &text[end..] {
+        [b'\r', b'\n', ..] => Some(end + 2),
+        [b'\r'] if !whole => None,
+        _ => Some(end + 1),
+    }
 }
 
 /// What was given, and what is found where nothing was.
@@ -155,7 +170,7 @@ impl<'a> Lines<'a> {
                     }
                     self.at = record.next;
                     self.line += record.lines;
-                    self.fault = record.fault.map(|(fault, _)| fault);
+                    self.fault = record.fault.map(|fault| fault.kind);
                     self.stray = self.dialect.quote.is_some_and(|quote| {
                         let mut unquoted = self.fields.iter().filter(|field| !field.is_quoted());
                         unquoted.any(|field| self.text[field.range()].contains(&quote))
@@ -166,24 +181,16 @@ impl<'a> Lines<'a> {
         }
     }
 
-    fn raw(&self, field: Field) -> Vec<u8> {
-        let raw = self.text.get(field.range()).unwrap_or_default();
-        if !field.is_escaped() {
-            return raw.to_vec();
-        }
-        let mut unescaped = Vec::new();
-        unescape(&self.dialect, raw, &mut unescaped);
-        unescaped
-    }
-
-    /// The cell's text; `None`: no UTF-8.
     fn cell(&self, field: Field) -> Option<String> {
-        String::from_utf8(self.raw(field)).ok()
-    }
-
-    /// The cell's text, with U+FFFD for what is no UTF-8.
-    fn replaced(&self, field: Field) -> String {
-        String::from_utf8_lossy(&self.raw(field)).into_owned()
+        let raw = self.text.get(field.range())?;
+        let mut cell = raw.to_vec();
+        if field.is_escaped() {
+            unescape(&self.dialect, raw, &mut cell);
+        }
+        if self.dialect.replaces {
+            return Some(String::from_utf8_lossy(&cell).into_owned());
+        }
+        String::from_utf8(cell).ok()
     }
 
     /// The cell's text; `None`: null, or no UTF-8, which says nothing of a type.
@@ -298,10 +305,7 @@ fn read_header(lines: &mut Lines<'_>, format: &Format) -> Result<Option<Vec<Stri
         }
         let cells = fields
             .iter()
-            .map(|field| match format.encoding_errors {
-                EncodingErrors::Reject => lines.cell(*field),
-                EncodingErrors::Replace => Some(lines.replaced(*field)),
-            })
+            .map(|field| lines.cell(*field))
             .collect::<Option<Vec<_>>>()
             .ok_or_else(|| FormatError::unsupported("the header is not UTF-8; convert the file to UTF-8"))?;
         header = Some(match header {
@@ -371,7 +375,7 @@ fn infer_columns(lines: &mut Lines<'_>, format: &Format, width: usize) -> Vec<Co
 mod tests {
     use super::*;
     use crate::error::FormatErrorKind;
-    use longshore_domain::{Compression, Encoding};
+    use longshore_domain::{Compression, Encoding, EncodingErrors};
 
     fn head(text: &str) -> Head {
         read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap()
