@@ -189,9 +189,9 @@ async fn a_packed_file_that_is_broken_fails_and_says_why() {
     }
     let import = service.api.import(&request("packed", "x"), pack("xz", &source.csv).await).await;
     assert_succeeded(&import);
-    let count: u64 = open(&service.sqlite()).query_row("SELECT count(*) FROM packed", [], |row| row.get(0)).unwrap();
+    let count: i64 = open(&service.sqlite()).query_row("SELECT count(*) FROM packed", [], |row| row.get(0)).unwrap();
     assert_eq!(count, 20_000);
     let left = open(&service.sqlite()).query_row("SELECT count(*) FROM longshore_text_parts", [], |row| row.get(0));
-    assert_eq!(left, Ok(0_u64));
+    assert_eq!(left, Ok(0_i64));
     assert_failed(&service.api.import(&request("empty", "x"), pack("gzip", b"").await).await, "empty-file");
 }
