@@ -449,10 +449,15 @@ async fn the_keys_of_minio_may_put_or_get_below_imports_and_nothing_else() {
             reader.list().await,
             reader.look_at_bucket().await,
             reader.make_bucket(&unique("made-")).await,
+            reader.put("elsewhere/1/.decoded/1-1-0").await,
         ] {
             assert_eq!(refused, 403, "a reader");
         }
     }
+    let text = "imports/0198/.decoded/1-1-0";
+    assert_eq!((api.put(text).await, api.delete(text).await), (StatusCode::FORBIDDEN, StatusCode::FORBIDDEN));
+    assert_eq!((worker.put(text).await, worker.get(text).await), (StatusCode::OK, StatusCode::OK));
+    assert_eq!((worker.delete(text).await, worker.head(text).await), (StatusCode::NO_CONTENT, StatusCode::NOT_FOUND));
     assert_eq!(admin.get("imports/a.csv").await, 200);
 }
 
