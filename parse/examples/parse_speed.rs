@@ -4,7 +4,9 @@
 //! seconds that the thread spent on a processor (Linux): what else runs on the machine counts less.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use longshore_domain::{ByteOffset, ColumnType, Compression, GivenFormat, LineNumber, LoadPlan, RowNumber, Target};
+use longshore_domain::{
+    ByteOffset, ColumnType, Compression, GivenFormat, LineEnd, LineNumber, LoadPlan, RowNumber, Target,
+};
 use longshore_parse::{
     ChunkInput, ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk, detect, map_columns, parse_chunk, read_head,
 };
@@ -47,6 +49,36 @@ fn main() {
     }
     plan.fields.clear();
     report("split only", &text, || read(&plan, &text, &chunks));
+    for (what, delimiter, line_end) in [
+        ("CR ends lines", ",", LineEnd::Cr),
+        ("delimiter ::", "::", LineEnd::Lf),
+        ("delimiter §, CR ends lines", "§", LineEnd::Cr),
+    ] {
+        measure_variant(plan.clone(), &text, size, what, delimiter, line_end);
+    }
+}
+
+/// The same records in another dialect: scanned, and split.
+fn measure_variant(mut plan: LoadPlan, text: &[u8], size: u64, what: &str, delimiter: &str, line_end: LineEnd) {
+    let of = |byte: u8| match byte {
+        b',' => delimiter.as_bytes(),
+        b'\n' if line_end == LineEnd::Cr => b"\r",
+        _ => &[],
+    };
+    let change = |text: &[u8]| {
+        let mut changed = Vec::with_capacity(text.len() + text.len() / 4);
+        for byte in text {
+            let other = of(*byte);
+            changed.extend_from_slice(if other.is_empty() { std::slice::from_ref(byte) } else { other });
+        }
+        changed
+    };
+    plan.data_start = ByteOffset(change(&text[..plan.data_start.0 as usize]).len() as u64);
+    plan.format.delimiter = delimiter.to_owned();
+    plan.format.line_end = line_end;
+    let text = change(text);
+    let chunks = report(&format!("planner, {what}"), &text, || scan(&plan, &text, size));
+    report(&format!("split only, {what}"), &text, || read(&plan, &text, &chunks));
 }
 
 fn report<T>(what: &str, text: &[u8], mut run: impl FnMut() -> T) -> T {

@@ -5,6 +5,7 @@
 mod clear_faults;
 mod corpora;
 mod every_file;
+mod fuzz_corpus;
 mod polars;
 mod rejects;
 mod support;

@@ -29,7 +29,8 @@ impl Numbers {
     }
 }
 
-fn files_below(folder: &Path) -> Vec<PathBuf> {
+/// Every file of a folder and its folders, in order.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
