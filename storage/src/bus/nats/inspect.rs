@@ -74,21 +74,25 @@ impl Line {
                 async {}
             });
         let (options, servers) = credentials(options, address);
-        let client = options.connect(servers).await.map_err(|error| {
-            let mut reason = error.to_string();
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                reason = format!("{reason}: {cause}");
-                source = cause.source();
-            }
-            BusError { endpoint: endpoint.clone(), reason }
-        })?;
+        let client = options
+            .connect(servers)
+            .await
+            // Its text holds its causes.
+            .map_err(|error| BusError { endpoint: endpoint.clone(), reason: error.to_string() })?;
         Ok(Self { client, endpoint, refusals })
     }
 
     fn refusals(&self) -> Vec<String> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Whether the server lets us in.
+///
+/// # Errors
+/// [`BusError`] with the cause where it does not.
+pub async fn reach(config: &NatsConfig) -> Result<(), BusError> {
+    Line::open(config).await.map(|_| ())
 }
 
 /// Looks at the server, its streams and its consumers.
