@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::output::{print, say};
 use crate::settings::Settings;
 use report::{Check, as_json, healthy, summary};
 use service::Owner;
@@ -35,11 +36,11 @@ const LONGEST: Duration = Duration::from_secs(120);
 pub async fn run(settings: &Settings, json: bool) -> Result<ExitCode> {
     let checks = check_all(settings).await;
     for check in &checks {
-        eprintln!("{}", check.lines());
+        say(check.lines());
     }
-    eprintln!("{}", summary(&checks));
+    say(summary(&checks));
     if json {
-        println!("{}", as_json(&checks));
+        print(as_json(&checks))?;
     }
     Ok(if healthy(&checks) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
