@@ -22,8 +22,8 @@ use clap::{Parser, Subcommand};
 use serde_json::Value;
 
 use client::{Client, ImportOrder};
-use longshore_storage::objects::Secret;
 use log::Log;
+use longshore_storage::objects::Secret;
 use output::{Reader, print, say, write};
 use serve::Role;
 use settings::Settings;
@@ -76,6 +76,9 @@ enum Command {
     },
     /// Checks every dependency of the settings, and says what is wrong and what to do.
     Doctor {
+        /// Checks what this role does, with its settings and its rights.
+        #[arg(long, value_enum, default_value_t = doctor::Role::Serve)]
+        role: doctor::Role,
         /// Prints all checks on stdout, as one JSON object on the last line.
         #[arg(long)]
         json: bool,
@@ -232,13 +235,18 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
             let order = ImportOrder { table: &table, max_rejects: max_rejects.0, null_values };
             return import::run(settings, server(given.as_deref(), settings), &file, &order, json).await;
         }
-        Command::Doctor { json } => return doctor::run(settings, json).await,
+        Command::Doctor { role, json } => return doctor::run(settings, role, json).await,
         Command::Status { id, remote } => show(&remote.client(settings)?.import_of(&id).await?, remote.json)?,
         Command::Cancel { id, remote } => show(&remote.client(settings)?.act(&id, "cancel").await?, remote.json)?,
         Command::Retry { id, remote } => show(&remote.client(settings)?.act(&id, "retry").await?, remote.json)?,
         Command::List { state, table, limit, remote } => {
             let filter = [("state", state), ("table", table)];
-            list(&remote.client(settings)?.list(&filter, limit).await?, remote.json)?;
+            let imports = remote.client(settings)?.list(&filter, limit).await?;
+            if imports.is_empty() {
+                let all = filter.iter().all(|(_, value)| value.is_none());
+                say(if all { "there are no imports yet" } else { "there are no such imports" });
+            }
+            list(&imports, remote.json)?;
         }
         Command::Rejects { id, csv, remote } => {
             let client = remote.client(settings)?;
@@ -254,9 +262,6 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
 }
 
 fn list(imports: &[Value], json: bool) -> Result<()> {
-    if imports.is_empty() {
-        say("there are no such imports");
-    }
     if json {
         print(serde_json::json!({"items": imports, "next_cursor": null}))?;
     } else {
