@@ -451,11 +451,11 @@ async fn one_reject_more_than_allowed_fails_the_import() {
 #[tokio::test]
 async fn files_that_cannot_be_read_fail_with_a_clear_reason() {
     let service = serve(&[]).await;
-    let utf16: Vec<u8> = "\u{feff}a,b\n1,2\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
     for (body, kind) in [
         (Vec::new(), "empty-file"),
         (vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], "unsupported-format"),
-        (utf16, "unsupported-format"),
+        (b"\xFF\xFE\0\0a\0\0\0".to_vec(), "unsupported-format"),
+        (b"PK\x03\x04".to_vec(), "unsupported-format"),
     ] {
         let import = service.api.import(&trips(), body).await;
         assert_failed(&import, kind);
@@ -464,8 +464,8 @@ async fn files_that_cannot_be_read_fail_with_a_clear_reason() {
     let mut request = trips();
     request["format"] = json!({"compression": "gzip"});
     assert_failed(&service.api.import(&request, "a\n1\n").await, "unsupported-format");
-    request["format"] = json!({"encoding": "windows-1252"});
-    assert_failed(&service.api.import(&request, "a\n1\n").await, "unsupported-format");
+    request["format"] = json!({"encoding": "utf-16le"});
+    assert_failed(&service.api.import(&request, b"\xFE\xFF\0a\0\n".to_vec()).await, "unsupported-format");
     assert_tidy(&service.sqlite());
 }
 

@@ -21,7 +21,7 @@ use crate::patience::{Gave, patiently};
 use crate::services::Services;
 
 /// Of a record that is too large, this much is fetched for the reject.
-const OVERSIZED_SAMPLE: u64 = 64 * 1024;
+pub(crate) const OVERSIZED_SAMPLE: u64 = 64 * 1024;
 
 /// What became of a job. In every case the message is answered for; the database is the truth.
 #[derive(Debug)]
@@ -158,10 +158,11 @@ async fn load(
     chunk: NewChunk,
     stop: &CancellationToken,
 ) -> Result<Outcome, Gave<Problem>> {
-    let bytes = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, stop)).await?;
+    let fetched = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, stop)).await?;
+    let Some(bytes) = fetched else { return Ok(Outcome::LookAgain) };
     metrics().bytes_fetched(bytes.len() as u64);
     let shared = Arc::new((plan.clone(), bytes));
-    let (parsed, shared) = timed(Step::Parse, parse(shared, chunk)).await?;
+    let (parsed, shared) = timed(Step::Parse, parse(shared, chunk.clone())).await?;
     if !parsed.widenings.is_empty() {
         return match store_widenings(services, job, &parsed, stop).await? {
             true => Ok(Outcome::LookAgain),
@@ -169,12 +170,12 @@ async fn load(
         };
     }
     let ticket = Ticket { import: job.import, attempt: job.attempt, epoch: job.epoch };
-    let lookup = ChunkLookup { shared: Arc::clone(&shared), chunk };
+    let lookup = ChunkLookup { shared: Arc::clone(&shared), chunk: chunk.clone() };
     let mut parsed = Some(parsed);
     let written = loop {
         let rows = match parsed.take() {
             Some(parsed) => parsed,
-            None => timed(Step::Parse, parse(Arc::clone(&shared), chunk)).await?.0,
+            None => timed(Step::Parse, parse(Arc::clone(&shared), chunk.clone())).await?.0,
         };
         let write = services.destination.write_chunk(ticket, job.chunk, plan, rows, &lookup);
         let written = timed(Step::Write, write).await;
@@ -202,7 +203,7 @@ async fn load(
     };
     let finish = || services.database.finish_chunk(job.import, job.attempt, job.chunk, tally.rejected);
     let marked = patiently(stop, "mark chunk done", finish).await.map_err(no_problem)?;
-    let tally = Tally { bytes: chunk.range.len(), chunks: 1, ..tally };
+    let tally = Tally { bytes: chunk.object_bytes(), chunks: 1, ..tally };
     if marked {
         metrics().chunk_committed(tally);
     }
@@ -217,24 +218,39 @@ async fn pause(stop: &CancellationToken) -> Result<(), Gave<Problem>> {
     }
 }
 
-/// The chunk's bytes of the object that was planned; of an oversized record its beginning.
+/// Where a chunk's bytes are: of the object that was planned, or of its decoded text; of an oversized record the beginning.
+pub(crate) fn place_of<'a>(chunk: &'a NewChunk, key: &'a str, etag: &'a str) -> (&'a str, ByteRange, &'a str) {
+    match &chunk.text {
+        Some(text) => (&text.key, text.range, &text.etag),
+        None if chunk.oversized => {
+            let start = chunk.range.start.0;
+            (key, ByteRange::new(start, chunk.range.end.0.min(start + OVERSIZED_SAMPLE)), etag)
+        }
+        None => (key, chunk.range, etag),
+    }
+}
+
+/// The chunk's bytes; `None` where they were decoded text that is gone.
 async fn fetch(
     services: &Services,
     key: &str,
     etag: &str,
     chunk: &NewChunk,
     stop: &CancellationToken,
-) -> Result<Bytes, Gave<Problem>> {
-    let end =
-        if chunk.oversized { chunk.range.end.0.min(chunk.range.start.0 + OVERSIZED_SAMPLE) } else { chunk.range.end.0 };
-    let range = ByteRange::new(chunk.range.start.0, end);
+) -> Result<Option<Bytes>, Gave<Problem>> {
+    let (key, range, etag) = place_of(chunk, key, etag);
     if range.is_empty() {
-        return Ok(Bytes::new());
+        return Ok(Some(Bytes::new()));
     }
-    patiently(stop, "get chunk", || services.objects.get_range(key, range, etag)).await.map_err(|gave| match gave {
-        Gave::Stopped => Gave::Stopped,
-        Gave::Up(error) => Gave::Up(object_problem(&error)),
-    })
+    match patiently(stop, "get chunk", || services.objects.get_range(key, range, etag)).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(Gave::Stopped) => Err(Gave::Stopped),
+        Err(Gave::Up(error)) if chunk.text.is_some() => {
+            tracing::warn!(%error, "decoded text is gone");
+            Ok(None)
+        }
+        Err(Gave::Up(error)) => Err(Gave::Up(object_problem(&error))),
+    }
 }
 
 /// The problem of an object that is not what was planned.
@@ -310,7 +326,7 @@ struct ChunkLookup {
 #[async_trait]
 impl RecordLookup for ChunkLookup {
     async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
-        let (shared, chunk, rows) = (Arc::clone(&self.shared), self.chunk, rows.to_vec());
+        let (shared, chunk, rows) = (Arc::clone(&self.shared), self.chunk.clone(), rows.to_vec());
         tokio::task::spawn_blocking(move || find_records(&shared.0, chunk_input(&shared.1, &chunk), &rows))
             .await
             .map_err(|error| DestinationError::Unavailable { reason: error.to_string() })

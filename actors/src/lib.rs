@@ -19,7 +19,7 @@
 //!
 //! - [`services`], [`patience`]: what actors work with, and how they wait for it.
 //! - [`node`], [`intake`], [`sweep`], [`registrar`]: from hints to owned imports.
-//! - [`import`], [`owner`], `planner`, `scan`, `lookup`, [`status`]: the life of an import.
+//! - [`import`], [`owner`], `planner`, `scan`, `text`, `lookup`, [`status`]: the life of an import.
 //! - [`pool`], `chunk`: chunks.
 
 mod chunk;
@@ -36,6 +36,7 @@ mod scan;
 pub mod services;
 pub mod status;
 pub mod sweep;
+mod text;
 
 pub use node::Node;
 pub use services::{NodeSettings, Running, Services};

@@ -9,7 +9,7 @@ use longshore_storage::destination::{DestinationError, RecordLookup};
 use longshore_storage::objects::ObjectError;
 use longshore_telemetry::metrics;
 
-use crate::chunk::object_problem;
+use crate::chunk::{object_problem, place_of};
 use crate::services::Services;
 
 /// Looks rows up in the import's object, chunk by chunk.
@@ -50,8 +50,11 @@ impl RecordLookup for ObjectLookup {
                 continue;
             }
             // Called inside the publish's transaction: no patience here, the owner tries the whole publish again.
-            let get = self.services.objects.get_range(&self.key, chunk.planned.range, &self.etag);
-            let bytes = get.await.map_err(|error| match error {
+            let (key, range, etag) = place_of(&chunk.planned, &self.key, &self.etag);
+            let bytes = self.services.objects.get_range(key, range, etag).await.map_err(|error| match error {
+                ObjectError::Missing { .. } | ObjectError::Changed { .. } if chunk.planned.text.is_some() => {
+                    DestinationError::StagingLost { reason: error.to_string() }
+                }
                 ObjectError::Missing { .. } | ObjectError::Changed { .. } => {
                     DestinationError::Refused(object_problem(&error))
                 }

@@ -20,12 +20,14 @@ use longshore_storage::destination::{DestinationError, FenceState, Planned, Publ
 use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{AttemptReason, Step as StepName, metrics, timed};
 
+use crate::chunk::object_problem;
 use crate::lookup::ObjectLookup;
 use crate::patience::{Gave, patiently};
 use crate::planner::{self, destination_problem, problem};
 use crate::scan::{SCAN_AHEAD, Scan, ScanMessage};
 use crate::services::Services;
 use crate::status::{Fold, StatusActor, StatusArguments, StatusMessage, tell_watchers};
+use crate::text;
 
 /// Chunk jobs in flight at once, over all nodes: one giant import starves nobody.
 const WINDOW: usize = 64;
@@ -82,6 +84,12 @@ impl Owner {
 
     /// Moves the import on to its end, or until the lease is lost.
     pub async fn run(mut self) {
+        self.run_to_the_end().await;
+        // Of this import's attempts that are over, whichever they were.
+        text::remove_or_leave(&self.services, Some(self.record.id)).await;
+    }
+
+    async fn run_to_the_end(&mut self) {
         loop {
             let stopped = match self.attempt().await {
                 Ok(()) => return,
@@ -282,8 +290,19 @@ impl Owner {
             first_row: chunk.planned.first_row.0,
             rows: chunk.planned.rows,
         });
-        let rows = check_tiling(facts, self.record.size.unwrap_or(0))
-            .map_err(|fault| Stop::Fail(Problem::new(ProblemKind::CountMismatch, fault.to_string())))?;
+        let size = self.record.size.unwrap_or(0);
+        let end = chunks.last().map_or(0, |chunk| chunk.planned.range.end.0);
+        // How long decoded text is, only its own scan can tell; that the chunks stand for all of the object is known.
+        let tiled = check_tiling(facts, if plan.format.is_decoded() { end } else { size });
+        let counted: u64 = chunks.iter().map(|chunk| chunk.planned.object_bytes()).sum();
+        let rows = match tiled {
+            Ok(rows) if counted == size => rows,
+            tiled => {
+                let fault = tiled.err().map(|fault| fault.to_string());
+                let detail = fault.unwrap_or_else(|| format!("the chunks stand for {counted} of {size} bytes"));
+                return Err(Stop::Fail(Problem::new(ProblemKind::CountMismatch, detail)));
+            }
+        };
         if self.record.state != ImportState::Publishing {
             self.change(Change::Publish).await?;
         }
@@ -394,7 +413,7 @@ impl Owner {
 }
 
 /// A control database that holds what cannot be read.
-fn internal(error: longshore_storage::database::DatabaseError) -> Problem {
+pub(crate) fn internal(error: longshore_storage::database::DatabaseError) -> Problem {
     Problem::new(ProblemKind::Internal, error.to_string())
 }
 
@@ -423,7 +442,8 @@ impl Run {
         for row in &ledger {
             let Some(chunk) = chunks.get(row.chunk.0 as usize) else { continue };
             window.finish(row.chunk);
-            let tally = Tally { rows: row.rows, rejected: row.rejected, bytes: chunk.planned.range.len(), chunks: 1 };
+            let tally =
+                Tally { rows: row.rows, rejected: row.rejected, bytes: chunk.planned.object_bytes(), chunks: 1 };
             done += tally;
             if chunk.state != longshore_domain::ChunkState::Done {
                 let database = &owner.services.database;
@@ -456,7 +476,9 @@ impl Run {
                 size,
                 chunk_size: planner::chunk_size(owner.services.settings.chunk_size, size),
                 plan,
-                after: chunks.last().map(|chunk| chunk.planned),
+                after: chunks.last().map(|chunk| chunk.planned.clone()),
+                counted: chunks.iter().map(|chunk| chunk.planned.object_bytes()).sum(),
+                ticket: owner.ticket(),
             };
             tokio::spawn(scan.run(owner.services.clone(), out, scan_stop.clone()).in_current_span());
         }
@@ -489,6 +511,8 @@ impl Run {
                         // What the worker saw may be in the destination: staging that somebody dropped.
                         let plan = owner.load_plan()?;
                         owner.prepare_staging(&plan).await?;
+                        // Or in the storage: decoded text that is gone.
+                        self.check_text(owner).await?;
                     }
                 },
                 _ = tick.tick() => self.look(owner).await?,
@@ -616,6 +640,27 @@ impl Run {
         Ok(())
     }
 
+    /// Whether the decoded text of chunks in flight is still there.
+    async fn check_text(&self, owner: &Owner) -> Step<()> {
+        let (id, attempt) = (owner.record.id, owner.record.attempt);
+        let Some(lowest) = self.window.lowest_open() else { return Ok(()) };
+        let database = &owner.services.database;
+        let read = || database.chunks(id, attempt, lowest, 4 * WINDOW as u64);
+        let chunks = patiently(&owner.stop, "read chunks", read).await.map_err(|gave| problem(gave, internal))?;
+        let open = chunks.into_iter().filter(|chunk| chunk.state != longshore_domain::ChunkState::Done);
+        let mut parts: Vec<_> = open.filter_map(|chunk| chunk.planned.text).map(|text| (text.key, text.etag)).collect();
+        parts.dedup();
+        for (key, etag) in parts {
+            let objects = &owner.services.objects;
+            let head = patiently(&owner.stop, "look at decoded text", || objects.head(&key)).await;
+            let head = head.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+            if head.is_none_or(|head| head.etag != etag) {
+                return Err(Stop::Restart(AttemptReason::StagingLost));
+            }
+        }
+        Ok(())
+    }
+
     /// Chunks in flight that the database no longer lists as open are committed, reported or not.
     async fn collect_done(
         &mut self,
@@ -634,7 +679,7 @@ impl Run {
             let tally = Tally {
                 rows: chunk.planned.rows,
                 rejected: chunk.rows_rejected,
-                bytes: chunk.planned.range.len(),
+                bytes: chunk.planned.object_bytes(),
                 chunks: 1,
             };
             self.finished(owner, chunk.planned.chunk, tally)?;

@@ -2,12 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use longshore_domain::{ByteRange, ColumnType, LoadPlan, Problem, ProblemKind, Target};
-use longshore_parse::{FormatError, FormatErrorKind, map_columns, read_head};
+use longshore_domain::{
+    ByteRange, ColumnType, Compression, Encoding, EncodingErrors, GivenFormat, LoadPlan, Problem, ProblemKind, Target,
+};
+use longshore_parse::{
+    FormatError, FormatErrorKind, Head, Transcoder, detect, detect_compression, map_columns, read_head,
+};
 use longshore_storage::database::ImportRecord;
 use longshore_storage::destination::DestinationError;
+use longshore_storage::objects::text::{Decoding, TextReader};
 use longshore_telemetry::metrics;
 
 use crate::chunk::object_problem;
@@ -64,12 +70,7 @@ pub async fn plan(
     metrics().bytes_fetched(sample.len() as u64);
 
     let request = &record.request;
-    let given = request.format.clone();
-    let whole = size <= SAMPLE;
-    let head = tokio::task::spawn_blocking(move || read_head(&sample, whole, &given)).await;
-    let head = head
-        .map_err(|error| Gave::Up(Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"))))?
-        .map_err(|error| Gave::Up(format_problem(&error)))?;
+    let head = look(sample, size <= SAMPLE, &request.format).await?;
 
     let table = &request.destination.table;
     let existing = patiently(stop, "describe the destination", || services.destination.describe(table)).await;
@@ -90,6 +91,45 @@ pub async fn plan(
     };
     apply_wider_types(&mut plan, &record.widened);
     Ok(plan)
+}
+
+/// What the file is, from its first bytes; `whole`: they are all of it.
+async fn look(sample: Bytes, whole: bool, given: &GivenFormat) -> Result<Head, Gave<Problem>> {
+    let unsupported = |error: FormatError| Problem::new(ProblemKind::UnsupportedFormat, error.to_string());
+    let compression = detect_compression(&sample, given).map_err(|error| Gave::Up(unsupported(error)))?;
+    let (unpacked, whole) = match compression {
+        Compression::None => (Vec::from(sample), whole),
+        _ => unpack(sample, whole, compression).await?,
+    };
+    let given = given.clone();
+    let read = move || {
+        let detected = detect(&unpacked, whole, compression, &given).map_err(unsupported)?;
+        let mut text = Vec::new();
+        Transcoder::new(detected.encoding, given.encoding_errors).feed(&unpacked, whole, &mut text);
+        read_head(&text, whole, &given, &detected).map_err(|error| format_problem(&error))
+    };
+    let head = tokio::task::spawn_blocking(read).await;
+    head.map_err(|error| Gave::Up(Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"))))?
+        .map_err(Gave::Up)
+}
+
+/// The first bytes of what a sample holds, and whether they are all of it.
+async fn unpack(sample: Bytes, whole: bool, compression: Compression) -> Result<(Vec<u8>, bool), Gave<Problem>> {
+    let decoding = Decoding { compression, encoding: Encoding::Utf8, errors: EncodingErrors::Reject };
+    let mut reader = TextReader::new(futures::stream::iter([Ok(sample)]), decoding);
+    let mut text = Vec::new();
+    while (text.len() as u64) < SAMPLE {
+        match reader.next(&mut text).await {
+            Ok(true) => {}
+            Ok(false) => return Ok((text, whole)),
+            // The sample ends in the middle of the stream, as it has to.
+            Err(_) if !whole && !text.is_empty() => break,
+            Err(error) => {
+                return Err(Gave::Up(Problem::new(ProblemKind::UnsupportedFormat, error.to_string())));
+            }
+        }
+    }
+    Ok((text, false))
 }
 
 /// Columns that an earlier attempt found too narrow take the type that it found.

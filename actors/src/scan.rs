@@ -9,13 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{ByteOffset, ChunkIndex, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
 use longshore_parse::{ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk};
-use longshore_storage::database::NewChunk;
+use longshore_storage::database::{NewChunk, TextPart};
+use longshore_storage::destination::Ticket;
 use longshore_storage::failure::Failure as _;
+use longshore_storage::objects::text::{Decoding, TextError, TextReader};
 use longshore_telemetry::{Step, metrics, timed};
 
 use crate::chunk::object_problem;
 use crate::patience::{Gave, patiently};
 use crate::services::Services;
+use crate::text::{Pending, Spool};
 
 /// Batches that may wait to be stored.
 pub const SCAN_AHEAD: usize = 8;
@@ -48,6 +51,10 @@ pub struct Scan {
     pub chunk_size: u64,
     /// The last chunk that is stored, behind which to go on.
     pub after: Option<NewChunk>,
+    /// The object's bytes that stored chunks count.
+    pub counted: u64,
+    /// Whose scan it is.
+    pub ticket: Ticket,
 }
 
 impl Scan {
@@ -68,11 +75,28 @@ impl Scan {
         }
     }
 
+    fn first_chunk(&self) -> ChunkIndex {
+        self.after.as_ref().map_or(ChunkIndex(0), |last| last.chunk.next())
+    }
+
+    fn planner(&self) -> Result<ChunkPlanner, Gave<Problem>> {
+        let dialect = Dialect::new(&self.plan.format, self.plan.width)
+            .map_err(|error| Gave::Up(Problem::new(ProblemKind::UnsupportedFormat, error.to_string())))?;
+        Ok(ChunkPlanner::new(dialect, self.start(), self.chunk_size, Limits::default()))
+    }
+
     /// Scans to the end, telling `out` of every chunk.
     ///
     /// A stream that breaks is taken up where it broke: the planner keeps its state.
     pub async fn run(self, services: Services, out: mpsc::Sender<ScanMessage>, stop: CancellationToken) {
-        let last = match timed(Step::Scan, self.scan(&services, &out, &stop)).await {
+        let scan = async {
+            if self.plan.format.is_decoded() {
+                self.scan_text(&services, &out, &stop).await
+            } else {
+                self.scan(&services, &out, &stop).await
+            }
+        };
+        let last = match timed(Step::Scan, scan).await {
             Ok(message) => message,
             Err(Gave::Stopped) => return,
             Err(Gave::Up(problem)) => ScanMessage::Failed(problem),
@@ -87,12 +111,9 @@ impl Scan {
         out: &mpsc::Sender<ScanMessage>,
         stop: &CancellationToken,
     ) -> Result<ScanMessage, Gave<Problem>> {
-        let dialect = Dialect::new(&self.plan.format, self.plan.width)
-            .map_err(|error| Gave::Up(Problem::new(ProblemKind::UnsupportedFormat, error.to_string())))?;
-        let start = self.start();
-        let mut position = start.offset.0;
-        let mut next = self.after.map_or(ChunkIndex(0), |last| last.chunk.next());
-        let mut planner = ChunkPlanner::new(dialect, start, self.chunk_size, Limits::default());
+        let mut position = self.start().offset.0;
+        let mut next = self.first_chunk();
+        let mut planner = self.planner()?;
         let mut found = Vec::new();
         while position < self.size {
             let open = || services.objects.read_from(&self.key, position, self.size, &self.etag);
@@ -124,6 +145,115 @@ impl Scan {
         planner.finish(&mut found);
         Ok(ScanMessage::Planned { chunks: number(&mut found, &mut next), end: true })
     }
+
+    /// The same for text that is decoded on the way: what was cut is put into the storage before anybody is told of it.
+    ///
+    /// A stream that breaks is decoded again from its start, and passed over as far as it was known.
+    async fn scan_text(
+        &self,
+        services: &Services,
+        out: &mpsc::Sender<ScanMessage>,
+        stop: &CancellationToken,
+    ) -> Result<ScanMessage, Gave<Problem>> {
+        let Ticket { import, attempt, epoch } = self.ticket;
+        let mut cut = Cut {
+            planner: self.planner()?,
+            pending: Pending::default(),
+            spool: Spool::new(TextPart { import, attempt, epoch, part: 0 }, self.counted),
+            next: self.first_chunk(),
+            known: self.start().chunk_start.0,
+            fed: self.start().offset.0,
+        };
+        'open: loop {
+            let open = || services.objects.read_from(&self.key, 0, self.size, &self.etag);
+            let opened = patiently(stop, "scan the object", open).await;
+            let blocks = opened.map_err(|gave| crate::planner::problem(gave, |error| object_problem(&error)))?;
+            let mut reader = TextReader::new(blocks, Decoding::of(&self.plan.format));
+            let mut position = 0;
+            loop {
+                let mut text = Vec::new();
+                // A block is some tens of KiB: unpacking it takes about a millisecond.
+                let read = tokio::select! {
+                    () = stop.cancelled() => return Err(Gave::Stopped),
+                    read = reader.next(&mut text) => read,
+                };
+                match read {
+                    Ok(true) => {}
+                    Ok(false) => break 'open,
+                    Err(TextError::Data(detail)) => {
+                        return Err(Gave::Up(Problem::new(ProblemKind::UnsupportedFormat, detail)));
+                    }
+                    Err(TextError::Object(error)) => {
+                        error.count();
+                        tracing::warn!(%error, position, "the scan was cut off; decoding again");
+                        continue 'open;
+                    }
+                }
+                let at = position;
+                position += text.len() as u64;
+                cut.feed(at, text.into(), reader.consumed());
+                if cut.spool.is_full() {
+                    let chunks = cut.spool.put(services, stop).await?;
+                    out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)?;
+                }
+            }
+        }
+        metrics().bytes_fetched(self.size);
+        let mut spool = cut.finish(self.size);
+        let chunks = spool.put(services, stop).await?;
+        Ok(ScanMessage::Planned { chunks, end: true })
+    }
+}
+
+/// Cuts decoded text.
+struct Cut {
+    planner: ChunkPlanner,
+    pending: Pending,
+    spool: Spool,
+    next: ChunkIndex,
+    /// The place in the text behind what was taken up: where chunks begin, header included.
+    known: u64,
+    /// The place behind what the planner was fed.
+    fed: u64,
+}
+
+impl Cut {
+    /// Takes up what is new of a block of text that begins at `at`.
+    fn feed(&mut self, at: u64, block: Bytes, consumed: u64) {
+        let end = at + block.len() as u64;
+        let behind = |place: u64| block.slice((place.clamp(at, end) - at) as usize..);
+        let (new, fed) = (behind(self.known), behind(self.fed));
+        if !new.is_empty() {
+            self.pending.push(end - new.len() as u64, new, consumed);
+            self.known = end;
+        }
+        let mut found = Vec::new();
+        if !fed.is_empty() {
+            self.planner.feed(&fed, &mut found);
+            self.fed = end;
+        }
+        self.cut(&mut found);
+        let growing = self.planner.growing_from().0;
+        if self.fed > growing && self.fed - growing > Limits::default().max_record {
+            self.pending.forget_behind(growing);
+        }
+    }
+
+    fn cut(&mut self, found: &mut Vec<PlannedChunk>) {
+        for chunk in number(found, &mut self.next) {
+            let (text, consumed) = self.pending.take(chunk.range, chunk.oversized);
+            self.spool.add(chunk, &text, consumed);
+        }
+    }
+
+    /// The text has ended.
+    fn finish(mut self, size: u64) -> Spool {
+        let mut found = Vec::new();
+        self.planner.clone().finish(&mut found);
+        self.cut(&mut found);
+        self.spool.close(size);
+        self.spool
+    }
 }
 
 fn number(found: &mut Vec<PlannedChunk>, next: &mut ChunkIndex) -> Vec<NewChunk> {
@@ -140,6 +270,7 @@ fn number(found: &mut Vec<PlannedChunk>, next: &mut ChunkIndex) -> Vec<NewChunk>
                 next_line: planned.next_line,
                 rows: planned.rows,
                 oversized: planned.oversized,
+                text: None,
             }
         })
         .collect()

@@ -2,7 +2,7 @@
 //! every claim is a compare-and-set.
 //!
 //! Every two seconds: imports whose owner is gone. Every `sweep_interval`: awaiting imports whose object is there, and those
-//! that expired.
+//! that expired; decoded text that nobody needs any more.
 
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use longshore_telemetry::{metrics, trace};
 use crate::registrar::RegistrarMessage;
 use crate::services::Services;
 use crate::status::tell_watchers;
+use crate::text;
 
 /// How often imports without an owner are looked for.
 const OWNERLESS_EVERY: Duration = Duration::from_secs(2);
@@ -80,6 +81,7 @@ impl Actor for SweepActor {
                 // In a task of its own: a storage that is slow must not keep ownerless imports waiting.
                 let services = state.services.clone();
                 tokio::spawn(async move {
+                    text::remove_or_leave(&services, None).await;
                     if let Err(error) = find_uploads(&services).await {
                         error.count();
                         tracing::warn!(%error, "the sweep of awaiting imports was cut short");

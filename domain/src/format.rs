@@ -190,6 +190,14 @@ pub struct Format {
     pub compression: Compression,
 }
 
+impl Format {
+    /// Whether chunks are cut from text that is not the object's own bytes: unpacked, or of another encoding.
+    #[must_use]
+    pub fn is_decoded(&self) -> bool {
+        !matches!(self.compression, Compression::None | Compression::Auto) || self.encoding != Encoding::Utf8
+    }
+}
+
 impl Default for Format {
     /// The contract's defaults: RFC 4180 with one header record.
     fn default() -> Self {

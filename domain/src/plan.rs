@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::column::{Column, ColumnType};
-use crate::format::Format;
+use crate::format::{EncodingErrors, Format, LineEnd};
 use crate::ids::ByteOffset;
 use crate::table::TableName;
 
@@ -54,4 +54,16 @@ pub struct LoadPlan {
     pub data_start: ByteOffset,
     /// The physical line at `data_start`, from 1.
     pub data_line: u64,
+}
+
+impl LoadPlan {
+    /// Whether versions that came before [`crate::format::LineEnd`] read the same rows under it.
+    #[must_use]
+    pub fn is_of_first_version(&self) -> bool {
+        let format = &self.format;
+        format.line_end != LineEnd::Cr
+            && format.encoding_errors == EncodingErrors::Reject
+            && format.delimiter.len() == 1
+            && !format.is_decoded()
+    }
 }

@@ -4,9 +4,9 @@
 //! seconds that the thread spent on a processor (Linux): what else runs on the machine counts less.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use longshore_domain::{ByteOffset, ColumnType, GivenFormat, LineNumber, LoadPlan, RowNumber, Target};
+use longshore_domain::{ByteOffset, ColumnType, Compression, GivenFormat, LineNumber, LoadPlan, RowNumber, Target};
 use longshore_parse::{
-    ChunkInput, ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk, map_columns, parse_chunk, read_head,
+    ChunkInput, ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk, detect, map_columns, parse_chunk, read_head,
 };
 
 fn main() {
@@ -69,7 +69,10 @@ fn on_cpu() -> f64 {
 
 fn plan_of(text: &[u8]) -> LoadPlan {
     let sample = &text[..text.len().min(1 << 20)];
-    let head = read_head(sample, sample.len() == text.len(), &GivenFormat::default()).unwrap();
+    let whole = sample.len() == text.len();
+    let given = GivenFormat::default();
+    let detected = detect(sample, whole, Compression::None, &given).unwrap();
+    let head = read_head(sample, whole, &given, &detected).unwrap();
     let mapped = map_columns(&head, None, None).unwrap();
     LoadPlan {
         table: "measured".parse().unwrap(),

@@ -94,21 +94,25 @@ pub fn oversized_reject(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
         return ParsedChunk::default();
     }
     // An unclosed quote is the usual reason for a record that does not end.
-    let unclosed = match read_record(&dialect, data, 0, 0, &mut fields) {
-        Next::Record(RawRecord { fault: Some((QuoteFault::Unclosed, field)), .. }) => Some(field),
+    let fault = match read_record(&dialect, data, 0, 0, &mut fields) {
+        Next::Record(record) => record.fault,
         _ => None,
     };
     let most = crate::planner::Limits::default().max_record;
-    let (reason, column, detail) = match unclosed {
-        Some(field) => (
-            RejectReason::MalformedQuotes,
-            column_name(plan, field),
-            format!(
-                "the record is longer than {most} bytes, in a quoted field that begins at line {}",
-                input.first_line
-            ),
-        ),
-        None => (RejectReason::RecordTooLarge, None, format!("the record is longer than {most} bytes")),
+    let too_large = format!("the record is longer than {most} bytes");
+    let (reason, column, detail) = match fault {
+        Some(fault) => {
+            let line = input.first_line.0 + fault.line;
+            let where_from = match fault.kind {
+                QuoteFault::Unclosed => format!("in a quoted field that begins at line {line}"),
+                QuoteFault::TextBehindQuote => {
+                    format!("and text stands behind the closing quote of the field that begins at line {line}")
+                }
+            };
+            let column = column_name(plan, fault.field);
+            (RejectReason::MalformedQuotes, column, format!("{too_large}, {where_from}"))
+        }
+        None => (RejectReason::RecordTooLarge, None, too_large),
     };
     ParsedChunk {
         rows: 1,
@@ -286,7 +290,7 @@ impl ChunkReader<'_> {
                     at = next;
                 }
                 Next::Record(record) => {
-                    match self.check(&record, fields.len() - before) {
+                    match self.check(&record, position.line, fields.len() - before) {
                         Ok(()) => {
                             if fields.len() - before != width {
                                 fields.resize(before + width, Field::MISSING);
@@ -321,19 +325,21 @@ impl ChunkReader<'_> {
     }
 
     /// Whether a record's structure is sound: its quotes, its bytes, its number of fields.
-    fn check(&self, record: &RawRecord, found: usize) -> Result<(), (RejectReason, Option<usize>, String)> {
-        match record.fault {
-            Some((QuoteFault::Unclosed, field)) => {
-                let detail = "a quoted field that begins in this record is never closed".to_owned();
-                return Err((RejectReason::MalformedQuotes, Some(field), detail));
-            }
-            Some((QuoteFault::TextBehindQuote, field)) => {
-                let detail = format!("text stands behind the closing quote of field {}", field + 1);
-                return Err((RejectReason::MalformedQuotes, Some(field), detail));
-            }
-            None => {}
+    fn check(&self, record: &RawRecord, line: u64, found: usize) -> Result<(), (RejectReason, Option<usize>, String)> {
+        if let Some(fault) = record.fault {
+            let (field, opened) = (fault.field + 1, line + fault.line);
+            let detail = match fault.kind {
+                QuoteFault::Unclosed => {
+                    format!("the quote that opens at line {opened}, in field {field}, is never closed")
+                }
+                QuoteFault::TextBehindQuote => {
+                    format!("text stands behind the closing quote of field {field}, which begins at line {opened}")
+                }
+            };
+            return Err((RejectReason::MalformedQuotes, Some(fault.field), detail));
         }
         if self.valid.is_none()
+            && !self.dialect.replaces
             && let Err(error) = std::str::from_utf8(&self.data[record.start..record.end])
         {
             let detail = format!("byte {} of the record is not UTF-8", error.valid_up_to() + 1);
@@ -471,12 +477,34 @@ impl Column for Cells<'_, '_> {
         }
         if field.is_escaped() {
             unescape(reader.dialect, &reader.data[start..end], self.scratch);
+            if reader.dialect.replaces {
+                self.replace();
+            }
             return as_text(self.scratch);
         }
-        // Fields begin and end beside ASCII bytes, so the text is never cut inside a character.
-        match reader.valid {
-            Some(text) => text.get(start..end).map_or(Cell::NotText, Cell::Text),
-            None => as_text(&reader.data[start..end]),
+        // Fields begin and end beside delimiters, quotes and line ends, which are whole characters: no character is cut.
+        if let Some(text) = reader.valid {
+            return text.get(start..end).map_or(Cell::NotText, Cell::Text);
+        }
+        match std::str::from_utf8(&reader.data[start..end]) {
+            Ok(text) => Cell::Text(text),
+            Err(_) if reader.dialect.replaces => {
+                self.scratch.clear();
+                self.scratch.extend_from_slice(&reader.data[start..end]);
+                self.replace();
+                as_text(self.scratch)
+            }
+            Err(_) => Cell::NotText,
+        }
+    }
+}
+
+impl Cells<'_, '_> {
+    /// U+FFFD for each maximal run of the scratch that is no character.
+    #[cold]
+    fn replace(&mut self) {
+        if std::str::from_utf8(self.scratch).is_err() {
+            *self.scratch = String::from_utf8_lossy(self.scratch).into_owned().into_bytes();
         }
     }
 }

@@ -237,11 +237,12 @@ fn check_table(table: &TableDescription, mapped: &Mapped, faults: &mut Vec<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::encoding::Detected;
     use crate::head::read_head;
     use longshore_domain::GivenFormat;
 
     fn head(text: &str) -> Head {
-        read_head(text.as_bytes(), true, &GivenFormat::default()).unwrap()
+        read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap()
     }
 
     fn table(columns: &[(&str, &str, bool)]) -> TableDescription {

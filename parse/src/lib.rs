@@ -7,11 +7,12 @@
 //! rejects ─ rejects_csv ────────────────► a file to mend
 //! ```
 //!
-//! - [`dialect`], `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
+//! - [`dialect`], `delimiter`, `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
 //! - [`head`], [`infer`], [`columns`]: what a file is, and which field becomes which column.
 //! - [`cell`], [`decode`]: from text to values.
 //! - [`chunk`]: a chunk's bytes to [`batch`]es and rejects.
 //! - [`rejects_csv`]: rejects as a file.
+//! - [`transcode`]: text of other encodings, before any of this.
 
 pub mod batch;
 mod boundary;
@@ -19,6 +20,7 @@ pub mod cell;
 pub mod chunk;
 pub mod columns;
 pub mod decode;
+mod delimiter;
 pub mod dialect;
 pub mod error;
 pub mod head;
@@ -26,13 +28,16 @@ pub mod infer;
 pub mod planner;
 pub mod record;
 pub mod rejects_csv;
+pub mod transcode;
 
 pub use batch::{Batch, ParsedChunk, RowNumbers, Values, Widening};
 pub use chunk::{ChunkInput, find_records, oversized_reject, parse_chunk};
 pub use columns::{Mapped, map_columns};
 pub use dialect::Dialect;
 pub use error::{FormatError, FormatErrorKind};
+pub use head::encoding::{Detected, detect, detect_compression};
 pub use head::{Head, read_head};
 pub use infer::join_types;
 pub use planner::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
 pub use rejects_csv::RejectsCsv;
+pub use transcode::Transcoder;

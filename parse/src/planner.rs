@@ -111,6 +111,12 @@ impl ChunkPlanner {
         self.offset += block.len() as u64;
     }
 
+    /// Where the line that is growing began.
+    #[must_use]
+    pub fn growing_from(&self) -> ByteOffset {
+        ByteOffset(self.line_start)
+    }
+
     /// The file has ended: adds what is left.
     pub fn finish(mut self, out: &mut Vec<PlannedChunk>) {
         if let Some(kind) = self.boundary.finish() {

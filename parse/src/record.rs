@@ -69,6 +69,17 @@ pub enum QuoteFault {
     TextBehindQuote,
 }
 
+/// The first fault of a record's quotes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// What is wrong.
+    pub kind: QuoteFault,
+    /// The field, from 0.
+    pub field: usize,
+    /// Lines that ended between the record's start and the field's opening quote.
+    pub line: u64,
+}
+
 /// A record that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawRecord {
@@ -78,10 +89,10 @@ pub struct RawRecord {
     pub end: usize,
     /// Where the next line begins.
     pub next: usize,
-    /// Line feeds from `start` to `next`.
+    /// Physical lines from `start` to `next`.
     pub lines: u64,
-    /// What is wrong with its quotes, and the field (from 0) where it began.
-    pub fault: Option<(QuoteFault, usize)>,
+    /// What is wrong with its quotes.
+    pub fault: Option<Fault>,
 }
 
 /// What stands at a record's start.
@@ -105,7 +116,8 @@ pub fn read_record(dialect: &Dialect, bytes: &[u8], at: usize, base: usize, fiel
     if let Some(comment) = &dialect.comment
         && rest.starts_with(comment)
     {
-        return Next::Skipped(memchr(b'\n', rest).map_or(bytes.len(), |end| at + end + 1));
+        let end = dialect.find_line_end(rest).map(|end| dialect.behind_line_end(rest, end));
+        return Next::Skipped(end.map_or(bytes.len(), |end| at + end));
     }
     if dialect.width != 1 {
         if rest[0] == b'\n' {
@@ -114,17 +126,25 @@ pub fn read_record(dialect: &Dialect, bytes: &[u8], at: usize, base: usize, fiel
         if rest.starts_with(b"\r\n") {
             return Next::Skipped(at + 2);
         }
+        if dialect.returns && rest[0] == b'\r' {
+            return Next::Skipped(at + 1);
+        }
     }
-    Next::Record(Reader { dialect, bytes, base, fields, lines: 0, fault: None, pushed: 0 }.read(at))
+    Next::Record(if dialect.plain {
+        Reader::<true> { dialect, bytes, base, fields, lines: 0, fault: None, pushed: 0 }.read(at)
+    } else {
+        Reader::<false> { dialect, bytes, base, fields, lines: 0, fault: None, pushed: 0 }.read(at)
+    })
 }
 
-struct Reader<'a> {
+/// `PLAIN`: the dialect is [`Dialect::plain`], and nothing else has to be looked for.
+struct Reader<'a, const PLAIN: bool> {
     dialect: &'a Dialect,
     bytes: &'a [u8],
     base: usize,
     fields: &'a mut Vec<Field>,
     lines: u64,
-    fault: Option<(QuoteFault, usize)>,
+    fault: Option<Fault>,
     pushed: usize,
 }
 
@@ -132,11 +152,11 @@ struct Reader<'a> {
 enum FieldEnd {
     /// With a delimiter; the next field begins there.
     Delimiter(usize),
-    /// With a line feed at that place, or the end of the bytes.
+    /// With a line end at that place (of CRLF, where only LF ends lines: at the LF), or the end of the bytes.
     Record(usize),
 }
 
-impl Reader<'_> {
+impl<const PLAIN: bool> Reader<'_, PLAIN> {
     fn read(mut self, start: usize) -> RawRecord {
         let mut at = start;
         loop {
@@ -150,7 +170,7 @@ impl Reader<'_> {
                     return RawRecord {
                         start,
                         end: end - usize::from(returned),
-                        next: end + usize::from(ended),
+                        next: if ended { self.behind_line_end(end) } else { end },
                         lines: self.lines + u64::from(ended),
                         fault: self.fault,
                     };
@@ -165,37 +185,82 @@ impl Reader<'_> {
         self.pushed += 1;
     }
 
+    #[inline]
+    fn behind_line_end(&self, end: usize) -> usize {
+        if PLAIN { end + 1 } else { self.dialect.behind_line_end(self.bytes, end) }
+    }
+
+    #[inline]
+    fn is_line_end(&self, byte: u8) -> bool {
+        byte == b'\n' || (!PLAIN && self.dialect.returns && byte == b'\r')
+    }
+
+    /// The place behind the delimiter at `at`, if one is there; what is there is its first byte.
+    #[inline]
+    fn behind_delimiter(&self, at: usize) -> Option<usize> {
+        if PLAIN {
+            return Some(at + 1);
+        }
+        let delimiter = self.dialect.delimiter.as_bytes();
+        self.bytes[at..].starts_with(delimiter).then(|| at + delimiter.len())
+    }
+
+    /// The places in eight bytes where a delimiter or a line end may begin.
+    #[inline]
+    fn candidates(&self, word: u64) -> u64 {
+        let found = bytes_equal(word, self.dialect.delimiter.first()) | bytes_equal(word, b'\n');
+        if PLAIN || !self.dialect.returns { found } else { found | bytes_equal(word, b'\r') }
+    }
+
     /// A field from `start` whose unquoted part goes on at `at`, and the unquoted fields behind it.
     #[inline]
     fn unquoted(&mut self, start: usize, at: usize) -> FieldEnd {
         let bytes = self.bytes;
-        let delimiter = self.dialect.delimiter;
         let (mut start, mut at) = (start, at);
         // Fields are short: looking at eight bytes at once beats a search for each.
         while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
-            let word = u64::from_le_bytes(*word);
-            let mut found = bytes_equal(word, delimiter) | bytes_equal(word, b'\n');
+            let mut found = self.candidates(u64::from_le_bytes(*word));
             while found != 0 {
                 let end = at + found.trailing_zeros() as usize / 8;
                 found &= found - 1;
-                if bytes[end] == b'\n' {
+                if self.is_line_end(bytes[end]) {
                     return self.end_record(start, end);
                 }
+                // Within the delimiter before, or not a delimiter.
+                if !PLAIN && end < start {
+                    continue;
+                }
+                let Some(next) = self.behind_delimiter(end) else { continue };
                 self.push(start, end, false, false);
-                start = end + 1;
+                start = next;
                 if self.dialect.quote.is_some() && bytes.get(start).copied() == self.dialect.quote {
                     return FieldEnd::Delimiter(start);
                 }
             }
             at += 8;
         }
-        let found = bytes[at..].iter().position(|byte| *byte == delimiter || *byte == b'\n');
-        let end = found.map_or(bytes.len(), |found| at + found);
-        if end < bytes.len() && bytes[end] == delimiter {
-            self.push(start, end, false, false);
-            return FieldEnd::Delimiter(end + 1);
+        self.unquoted_tail(start, at)
+    }
+
+    /// The same for the last bytes.
+    #[inline]
+    fn unquoted_tail(&mut self, start: usize, at: usize) -> FieldEnd {
+        let first = self.dialect.delimiter.first();
+        // The delimiter before may reach beyond `at`.
+        let mut at = if PLAIN { at } else { at.max(start) };
+        while let Some(&byte) = self.bytes.get(at) {
+            if self.is_line_end(byte) {
+                break;
+            }
+            if byte == first
+                && let Some(next) = self.behind_delimiter(at)
+            {
+                self.push(start, at, false, false);
+                return FieldEnd::Delimiter(next);
+            }
+            at += 1;
         }
-        self.end_record(start, end)
+        self.end_record(start, at)
     }
 
     /// The record's last field, unquoted.
@@ -209,11 +274,12 @@ impl Reader<'_> {
     /// A field whose opening quote is at `open`.
     fn quoted(&mut self, open: usize) -> FieldEnd {
         let quote = self.bytes[open];
+        let opened = self.lines;
         let mut escaped = false;
         let mut at = open + 1;
         let close = loop {
             let Some(&byte) = self.bytes.get(at) else {
-                self.fault = self.fault.or(Some((QuoteFault::Unclosed, self.pushed)));
+                self.fail(QuoteFault::Unclosed, opened);
                 self.push(open + 1, self.bytes.len(), true, escaped);
                 return FieldEnd::Record(self.bytes.len());
             };
@@ -228,32 +294,42 @@ impl Reader<'_> {
             } else if byte == quote {
                 break at;
             } else {
-                self.lines += u64::from(byte == b'\n');
+                self.lines += u64::from(self.counts_as_line(byte, at));
                 at += 1;
             }
         };
-        match &self.bytes[close + 1..] {
-            [] => {
-                self.push(open + 1, close, true, escaped);
-                FieldEnd::Record(close + 1)
-            }
-            [b'\n', ..] => {
-                self.push(open + 1, close, true, escaped);
-                FieldEnd::Record(close + 1)
-            }
-            [b'\r', b'\n', ..] => {
-                self.push(open + 1, close, true, escaped);
-                FieldEnd::Record(close + 2)
-            }
-            [byte, ..] if *byte == self.dialect.delimiter => {
-                self.push(open + 1, close, true, escaped);
-                FieldEnd::Delimiter(close + 2)
+        let behind = close + 1;
+        let end = match &self.bytes[behind..] {
+            [] => FieldEnd::Record(behind),
+            [byte, ..] if self.is_line_end(*byte) => FieldEnd::Record(behind),
+            [b'\r', b'\n', ..] => FieldEnd::Record(behind + 1),
+            [byte, ..]
+                if *byte == self.dialect.delimiter.first()
+                    && let Some(next) = self.behind_delimiter(behind) =>
+            {
+                FieldEnd::Delimiter(next)
             }
             _ => {
-                self.fault = self.fault.or(Some((QuoteFault::TextBehindQuote, self.pushed)));
-                self.unquoted(open, close + 1)
+                self.fail(QuoteFault::TextBehindQuote, opened);
+                return self.unquoted(open, behind);
             }
+        };
+        self.push(open + 1, close, true, escaped);
+        end
+    }
+
+    /// Whether a byte of a quoted field ends a physical line, by the rule for line ends outside of quotes.
+    #[inline]
+    fn counts_as_line(&self, byte: u8, at: usize) -> bool {
+        if PLAIN || !self.dialect.returns {
+            return byte == b'\n';
         }
+        byte == b'\r' || (byte == b'\n' && self.bytes[at - 1] != b'\r')
+    }
+
+    #[cold]
+    fn fail(&mut self, kind: QuoteFault, line: u64) {
+        self.fault.get_or_insert(Fault { kind, field: self.pushed, line });
     }
 }
 
@@ -338,11 +414,13 @@ mod tests {
     fn faults_of_quotes_are_named_and_the_record_still_ends() {
         let dialect = dialect(3);
         let (_, record) = cells(&dialect, "a,\"b\"x,c\nnext");
-        assert_eq!(record.fault, Some((QuoteFault::TextBehindQuote, 1)));
+        assert_eq!(record.fault, Some(Fault { kind: QuoteFault::TextBehindQuote, field: 1, line: 0 }));
         assert_eq!((record.end, record.next), (8, 9));
         let (_, record) = cells(&dialect, "a,\"b\nc,d\n");
-        assert_eq!(record.fault, Some((QuoteFault::Unclosed, 1)));
+        assert_eq!(record.fault, Some(Fault { kind: QuoteFault::Unclosed, field: 1, line: 0 }));
         assert_eq!((record.end, record.lines), (9, 2));
+        let (_, record) = cells(&dialect, "\"a\n\n\",\"b\nc,d\n");
+        assert_eq!(record.fault, Some(Fault { kind: QuoteFault::Unclosed, field: 1, line: 2 }), "where it opened");
     }
 
     #[test]
@@ -352,6 +430,49 @@ mod tests {
         let (cells, record) = cells(&dialect, "\"a\\\"b\\\\c\\n\",d\n");
         assert_eq!(cells, [("a\"b\\c\\n".to_owned(), true), ("d".to_owned(), false)]);
         assert_eq!(record.fault, None);
+    }
+
+    fn bare(dialect: &Dialect, text: &str) -> (Vec<String>, RawRecord) {
+        let (cells, record) = cells(dialect, text);
+        (cells.into_iter().map(|(cell, _)| cell).collect(), record)
+    }
+
+    #[test]
+    fn delimiters_of_several_bytes_match_from_the_left() {
+        for (delimiter, text, expected) in [
+            ("::", "a::b::::c:::d\n", vec!["a", "b", "", "c", ":d"]),
+            ("::", "\"a::b\"::\"c\"\"\"\n", vec!["a::b", "c\""]),
+            ("||||", "123456||||\"x\"||||12345678||||y", vec!["123456", "x", "12345678", "y"]),
+            (" ;", "a; ;b ; ;\r\n", vec!["a;", "b", "", ""]),
+            ("§", "naïve§é§", vec!["naïve", "é", ""]),
+            ("aab", "xaaaby\n", vec!["xa", "y"]),
+        ] {
+            let dialect = Dialect::new(&Format { delimiter: delimiter.into(), ..Format::default() }, 3).unwrap();
+            let (cells, record) = bare(&dialect, text);
+            assert_eq!((cells.iter().map(String::as_str).collect(), record.fault), (expected, None), "{text:?}");
+        }
+        let dialect = Dialect::new(&Format { delimiter: "::".into(), ..Format::default() }, 3).unwrap();
+        let (cells, record) = bare(&dialect, "a:::\"b\":\"c\"::d");
+        assert_eq!((cells, record.fault), (["a", ":\"b\":\"c\"", "d"].map(String::from).to_vec(), None));
+        let (_, record) = bare(&dialect, "\"a\":b::c");
+        assert_eq!(record.fault.map(|fault| fault.kind), Some(QuoteFault::TextBehindQuote));
+    }
+
+    #[test]
+    fn a_carriage_return_ends_a_line_where_the_format_says_so() {
+        let format = Format { line_end: longshore_domain::LineEnd::Cr, ..Format::default() };
+        let dialect = Dialect::new(&format, 2).unwrap();
+        for (text, next, lines) in [("a,b\rc", 4, 1), ("a,b\r\nc", 5, 1), ("a,b\nc", 4, 1), ("a,b\r\rc", 4, 1)] {
+            let (cells, record) = bare(&dialect, text);
+            assert_eq!(cells, ["a", "b"], "{text:?}");
+            assert_eq!((record.end, record.next, record.lines), (3, next, lines), "{text:?}");
+        }
+        let (cells, record) = bare(&dialect, "\"a\r\n\r\n\n\rb\",\"c\"\r\nd");
+        assert_eq!(cells, ["a\r\n\r\n\n\rb", "c"], "in quotes both are data");
+        assert_eq!((record.lines, record.fault, record.end, record.next), (5, None, 14, 16));
+        let mut fields = Vec::new();
+        assert_eq!(read_record(&dialect, b"\r\ra", 0, 0, &mut fields), Next::Skipped(1));
+        assert_eq!(read_record(&dialect, b"\r\na", 0, 0, &mut fields), Next::Skipped(2));
     }
 
     #[test]

@@ -83,6 +83,10 @@ impl RejectsCsv {
                 if unclosed {
                     return self.quoted(&record[range], true);
                 }
+                // The record's last cell may end with the beginning of a delimiter, and another one follows now.
+                if !field.is_quoted() && !self.dialect.delimiter.ends(&record[range.clone()]) {
+                    return self.quoted(&record[range], true);
+                }
                 // The quotes stand around the range.
                 let raw = if field.is_quoted() { range.start - 1..range.end + 1 } else { range };
                 record[raw].to_vec()
@@ -109,9 +113,9 @@ impl RejectsCsv {
     /// A cell of ours, in quotes where it needs them.
     fn quoted(&self, cell: &[u8], always: bool) -> Vec<u8> {
         let Some(quote) = self.dialect.quote else { return cell.to_vec() };
-        let special = |byte: &u8| *byte == self.dialect.delimiter || *byte == quote || matches!(*byte, b'\n' | b'\r');
+        let special = |byte: &u8| *byte == quote || matches!(*byte, b'\n' | b'\r');
         let comment = self.dialect.comment.as_ref().is_some_and(|comment| cell.starts_with(comment));
-        if !always && !comment && !cell.iter().any(special) {
+        if !always && !comment && !cell.iter().any(special) && self.dialect.delimiter.ends(cell) {
             return cell.to_vec();
         }
         let escape = self.dialect.escape.unwrap_or(quote);
@@ -130,7 +134,7 @@ impl RejectsCsv {
         let mut line = Vec::new();
         for (place, cell) in cells.enumerate() {
             if place > 0 {
-                line.push(self.dialect.delimiter);
+                line.extend_from_slice(self.dialect.delimiter.as_bytes());
             }
             line.extend(cell);
         }

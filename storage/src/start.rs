@@ -6,7 +6,7 @@ use longshore_domain::{ImportId, ImportState, Trigger};
 use longshore_telemetry::metrics;
 
 use crate::bus::{Bus, ImportJob};
-use crate::database::{Database, DatabaseError, Started};
+use crate::database::{Database, DatabaseError, Started, TextPart};
 use crate::failure::Failure as _;
 use crate::objects::{ObjectError, ObjectStore};
 
@@ -15,6 +15,9 @@ pub const KEY_PREFIX: &str = "imports/";
 
 /// Where `longshore doctor` puts its probes: under [`KEY_PREFIX`], so that a notification tells of them, and no import's.
 pub const PROBE_PREFIX: &str = "imports/doctor/";
+
+/// The folder of decoded text; names of files never begin with a dot ([`longshore_domain::request::safe_file_name`]).
+const DECODED: &str = "/.decoded/";
 
 /// What became of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,19 @@ pub enum StartError {
 #[must_use]
 pub fn object_key(id: ImportId, file_name: &str) -> String {
     format!("{KEY_PREFIX}{id}/{}", longshore_domain::request::safe_file_name(file_name))
+}
+
+/// The key of a part of an import's decoded text: beside its object, where no file's name can be, and its owner's alone.
+#[must_use]
+pub fn decoded_text_key(part: TextPart) -> String {
+    let TextPart { import, attempt, epoch, part } = part;
+    format!("{KEY_PREFIX}{import}{DECODED}{attempt}-{epoch}-{part}")
+}
+
+/// Whether a key is one of [`decoded_text_key`].
+#[must_use]
+pub fn is_decoded_text(key: &str) -> bool {
+    key.starts_with(KEY_PREFIX) && key.contains(DECODED)
 }
 
 /// A new key for a probe.
@@ -105,6 +121,7 @@ fn since(time: DateTime<Utc>) -> Option<std::time::Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use longshore_domain::{Attempt, Epoch};
 
     #[test]
     fn only_our_keys_name_an_import() {
@@ -115,6 +132,9 @@ mod tests {
         }
         assert!(probe_key().starts_with(KEY_PREFIX));
         assert_eq!(import_of_key(&probe_key()), None);
+        let decoded = decoded_text_key(TextPart { import: id, attempt: Attempt(1), epoch: Epoch(3), part: 7 });
+        assert!(is_decoded_text(&decoded) && !is_decoded_text(&object_key(id, ".decoded/1-0")));
+        assert_eq!(import_of_key(&decoded), None, "its event starts nothing");
         assert_eq!(import_of_key(&format!("imports/{id}")), None);
         assert_eq!(import_of_key(&format!("imports/{id}/a/b.csv")), None);
     }

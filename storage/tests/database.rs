@@ -159,6 +159,7 @@ fn chunk(number: u32) -> NewChunk {
         next_line: LineNumber(start + 11),
         rows: 10,
         oversized: false,
+        text: None,
     }
 }
 
@@ -271,7 +272,7 @@ async fn chunks_are_stored_once_and_only_by_the_owner(database: Database, _: Str
     assert!(database.store_chunks(id, attempt, epoch, &new[..2000], false).await.unwrap());
     assert!(database.store_chunks(id, attempt, epoch, &new[1990..], true).await.unwrap(), "twice is harmless");
     let stored = database.chunks(id, attempt, ChunkIndex(0), 10_000).await.unwrap();
-    assert_eq!(stored.iter().map(|chunk| chunk.planned).collect::<Vec<_>>(), new);
+    assert_eq!(stored.iter().map(|chunk| chunk.planned.clone()).collect::<Vec<_>>(), new);
     let read = database.import(id).await.unwrap().unwrap();
     assert!(read.scan_done);
     assert_eq!(read.progress.chunks_total, 2500);

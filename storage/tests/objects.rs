@@ -197,6 +197,7 @@ on_every_storage!(
     odd_keys_are_kept,
     it_answers_and_can_be_prepared_again,
     an_event_comes_for_an_object_that_is_there,
+    what_is_our_own_is_put_read_and_removed,
     a_removed_object_is_gone,
     browsers_may_upload,
 );
@@ -476,6 +477,19 @@ async fn it_answers_and_can_be_prepared_again(place: Place) {
     first.unwrap();
     second.unwrap();
     assert_eq!(store.head(KEY).await.unwrap().unwrap().etag, etag);
+}
+
+async fn what_is_our_own_is_put_read_and_removed(place: Place) {
+    let store = &*place.store;
+    let key = "imports/0198/.decoded/3-0";
+    let etag = store.put(key, Bytes::from_static(b"decoded text")).await.unwrap();
+    assert_eq!(store.head(key).await.unwrap().unwrap().etag, etag);
+    assert_eq!(store.get_range(key, ByteRange::new(8, 12), &etag).await.unwrap(), "text");
+    assert!(matches!(ObjectStore::put(&place.stranger, key, Bytes::new()).await, Err(ObjectError::Refused { .. })));
+    store.delete(key).await.unwrap();
+    assert_eq!(store.head(key).await.unwrap(), None);
+    let gone = store.get_range(key, ByteRange::new(0, 4), &etag).await;
+    assert!(matches!(gone, Err(ObjectError::Missing { .. })), "{gone:?}");
 }
 
 async fn a_removed_object_is_gone(place: Place) {

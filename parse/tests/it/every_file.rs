@@ -1,7 +1,7 @@
 //! What holds for every file, dialect, chunk size and block size.
 
-use longshore_domain::{ByteOffset, ColumnType, Format, Ragged};
-use longshore_parse::{Limits, PlanStart, PlannedChunk};
+use longshore_domain::{ByteOffset, ColumnType, EncodingErrors, Format, LineEnd, LoadPlan, Ragged, RowNumber};
+use longshore_parse::{ChunkInput, Dialect, Limits, PlanStart, PlannedChunk, find_records};
 use proptest::prelude::*;
 
 use crate::support::{Outcome, Row, chunks_from, fresh, plan, read_chunk, rows_of};
@@ -12,12 +12,17 @@ fn texts(longest: usize) -> impl Strategy<Value = Vec<u8>> {
         6 => Just(&b","[..]),
         5 => Just(&b"\n"[..]),
         3 => Just(&b"\r\n"[..]),
-        2 => Just(&b"\r"[..]),
+        3 => Just(&b"\r"[..]),
         3 => Just(&b"\\"[..]),
         3 => Just(&b"#"[..]),
         2 => Just(&b"a"[..]),
         2 => Just(&b"1"[..]),
+        3 => Just(&b":"[..]),
         1 => Just(&b" "[..]),
+        1 => Just(&b"\0"[..]),
+        1 => Just("§".as_bytes()),
+        1 => Just(&b"\xC2"[..]),
+        1 => Just(&b"\xA7"[..]),
         1 => Just("é".as_bytes()),
         1 => Just(&b"\xFF"[..]),
         1 => Just(&b"\xEF\xBB\xBF"[..]),
@@ -25,6 +30,7 @@ fn texts(longest: usize) -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(piece, 0..longest).prop_map(|pieces| pieces.concat())
 }
 
+/// Dialects of all sorts; those whose bytes cannot be told apart are none.
 fn formats() -> impl Strategy<Value = Format> {
     let quote_and_escape = prop_oneof![
         6 => Just(("\"", "\"")),
@@ -32,15 +38,33 @@ fn formats() -> impl Strategy<Value = Format> {
         1 => Just(("", "")),
         1 => Just(("a", "a")),
     ];
+    let delimiter = prop_oneof![
+        6 => Just(","),
+        2 => Just("::"),
+        1 => Just(" ,"),
+        1 => Just(",:,"),
+        1 => Just("::::"),
+        1 => Just("§"),
+        1 => Just("#,"),
+    ];
     let comment = prop_oneof![3 => Just(None), 1 => Just(Some("#")), 1 => Just(Some("##")), 1 => Just(Some("#,\"1"))];
+    let line_end = prop_oneof![3 => Just(LineEnd::Lf), 1 => Just(LineEnd::CrLf), 3 => Just(LineEnd::Cr)];
     let ragged = prop_oneof![Just(Ragged::Reject), Just(Ragged::Pad)];
-    (quote_and_escape, comment, ragged).prop_map(|((quote, escape), comment, ragged)| Format {
-        quote: quote.into(),
-        escape: escape.into(),
-        comment: comment.map(str::to_owned),
-        ragged,
-        ..Format::default()
-    })
+    let errors = prop_oneof![Just(EncodingErrors::Reject), Just(EncodingErrors::Replace)];
+    let nulls = prop_oneof![2 => Just(vec![""]), 1 => Just(vec![]), 1 => Just(vec!["", "1", "a"])];
+    (quote_and_escape, delimiter, comment, line_end, ragged, errors, nulls)
+        .prop_map(|((quote, escape), delimiter, comment, line_end, ragged, encoding_errors, nulls)| Format {
+            delimiter: delimiter.into(),
+            quote: quote.into(),
+            escape: escape.into(),
+            line_end,
+            comment: comment.map(str::to_owned),
+            ragged,
+            encoding_errors,
+            null_values: nulls.into_iter().map(str::to_owned).collect(),
+            ..Format::default()
+        })
+        .prop_filter("bytes that cannot be told apart", |format| Dialect::new(format, 1).is_ok())
 }
 
 /// The text with a head of one line before it, its format and its width.
@@ -53,7 +77,12 @@ fn files(longest: usize) -> impl Strategy<Value = (Vec<u8>, Format, usize, u64)>
     )
 }
 
-fn read_all(plan: &longshore_domain::LoadPlan, text: &[u8], chunks: &[PlannedChunk]) -> Vec<Row> {
+/// Texts, and a whole number in every third column: cells of both sorts, and rejects.
+fn kinds(width: usize) -> Vec<ColumnType> {
+    (0..width).map(|place| if place % 3 == 1 { ColumnType::Int64 } else { ColumnType::Text }).collect()
+}
+
+fn read_all(plan: &LoadPlan, text: &[u8], chunks: &[PlannedChunk]) -> Vec<Row> {
     let mut rows = Vec::new();
     for chunk in chunks {
         let found = rows_of(&read_chunk(plan, text, chunk));
@@ -66,8 +95,25 @@ fn read_all(plan: &longshore_domain::LoadPlan, text: &[u8], chunks: &[PlannedChu
     rows
 }
 
-fn assert_tiling(text: &[u8], data_line: u64, chunks: &[PlannedChunk]) {
-    let (mut end, mut row, mut line) = (0, 1, data_line);
+/// Line, number and bytes of every record, looked up chunk by chunk.
+fn look_up(plan: &LoadPlan, text: &[u8], chunks: &[PlannedChunk]) -> Vec<(u64, u64, Vec<u8>)> {
+    let mut found = Vec::new();
+    for chunk in chunks {
+        let input = ChunkInput {
+            bytes: &text[chunk.range.start.0 as usize..chunk.range.end.0 as usize],
+            start: chunk.range.start,
+            first_row: chunk.first_row,
+            first_line: chunk.first_line,
+        };
+        let rows: Vec<RowNumber> = (0..chunk.rows).map(|place| RowNumber(chunk.first_row.0 + place)).collect();
+        let records = find_records(plan, input, &rows);
+        found.extend(records.into_iter().map(|(row, line, record)| (row.0, line.0, record)));
+    }
+    found
+}
+
+fn assert_tiling(text: &[u8], plan: &LoadPlan, chunks: &[PlannedChunk]) {
+    let (mut end, mut row, mut line) = (0, 1, plan.data_line);
     for chunk in chunks {
         assert_eq!(chunk.range.start.0, end, "without gap: {chunks:?}");
         assert!(chunk.range.end.0 > end, "no empty chunk: {chunks:?}");
@@ -76,9 +122,13 @@ fn assert_tiling(text: &[u8], data_line: u64, chunks: &[PlannedChunk]) {
     }
     assert_eq!(end, text.len() as u64, "to the end: {chunks:?}");
     // Every physical line counts, in quotes and out.
-    let feeds = text.iter().filter(|byte| **byte == b'\n').count() as u64;
-    let head = data_line - 1;
-    assert_eq!(line, data_line + feeds - head, "{chunks:?}");
+    let data = &text[plan.data_start.0 as usize..];
+    let ends = (0..data.len()).filter(|at| match data[*at] {
+        b'\n' => plan.format.line_end != LineEnd::Cr || *at == 0 || data[at - 1] != b'\r',
+        b'\r' => plan.format.line_end == LineEnd::Cr,
+        _ => false,
+    });
+    assert_eq!(line, plan.data_line + ends.count() as u64, "{chunks:?}");
 }
 
 proptest! {
@@ -86,15 +136,18 @@ proptest! {
 
     #[test]
     fn a_file_cut_anywhere_gives_the_same_rows((text, format, width, start) in files(40)) {
-        let plan = plan(&format, &vec![ColumnType::Text; width], start, 1 + u64::from(start > 0));
+        let plan = plan(&format, &kinds(width), start, 1 + u64::from(start > 0));
         let limits = Limits::default();
         let whole = chunks_from(&plan, &text, fresh(&plan), usize::MAX, text.len(), limits);
         prop_assert!(whole.len() <= 1);
         let expected = read_all(&plan, &text, &whole);
+        let looked_up = look_up(&plan, &text, &whole);
+        prop_assert_eq!(looked_up.len(), expected.len());
         for size in 1..=text.len() {
             let chunks = chunks_from(&plan, &text, fresh(&plan), size, text.len(), limits);
-            assert_tiling(&text, plan.data_line, &chunks);
+            assert_tiling(&text, &plan, &chunks);
             prop_assert_eq!(&read_all(&plan, &text, &chunks), &expected, "chunk size {}", size);
+            prop_assert_eq!(&look_up(&plan, &text, &chunks), &looked_up, "chunk size {}", size);
             for block in [1, 2, 3, 5, 7, 11, size] {
                 let fed = chunks_from(&plan, &text, fresh(&plan), size, block, limits);
                 prop_assert_eq!(&fed, &chunks, "chunk size {}, blocks of {}", size, block);
@@ -104,13 +157,13 @@ proptest! {
 
     #[test]
     fn a_scan_goes_on_from_any_chunks_end((text, format, width, start) in files(40), size in 1_usize..20, most in 1_u64..60) {
-        let plan = plan(&format, &vec![ColumnType::Text; width], start, 1 + u64::from(start > 0));
+        let plan = plan(&format, &kinds(width), start, 1 + u64::from(start > 0));
         let limits = Limits { max_record: most };
         let chunks = chunks_from(&plan, &text, fresh(&plan), size, text.len(), limits);
         for (place, last) in chunks.iter().enumerate() {
             let from = PlanStart {
                 offset: last.range.end,
-                row: longshore_domain::RowNumber(last.first_row.0 + last.rows),
+                row: RowNumber(last.first_row.0 + last.rows),
                 line: last.next_line,
                 chunk_start: last.range.end,
             };
@@ -121,10 +174,10 @@ proptest! {
 
     #[test]
     fn records_over_the_limit_are_chunks_of_one_row((text, format, width, start) in files(40), size in 1_usize..20, most in 1_u64..12) {
-        let plan = plan(&format, &vec![ColumnType::Text; width], start, 1 + u64::from(start > 0));
+        let plan = plan(&format, &kinds(width), start, 1 + u64::from(start > 0));
         let limits = Limits { max_record: most };
         let chunks = chunks_from(&plan, &text, fresh(&plan), size, text.len(), limits);
-        assert_tiling(&text, plan.data_line, &chunks);
+        assert_tiling(&text, &plan, &chunks);
         for block in 1..=text.len() {
             prop_assert_eq!(&chunks_from(&plan, &text, fresh(&plan), size, block, limits), &chunks);
         }

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod clear_faults;
 mod corpora;
 mod every_file;
 mod polars;
 mod rejects;
 mod support;
+mod sweep;
 mod types;

@@ -6,8 +6,8 @@ use longshore_domain::{
     ByteOffset, Column, ColumnType, FieldPlan, Format, GivenFormat, LineNumber, LoadPlan, RowNumber, TableName, Target,
 };
 use longshore_parse::{
-    ChunkInput, ChunkPlanner, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, Values, map_columns,
-    oversized_reject, parse_chunk, read_head,
+    ChunkInput, ChunkPlanner, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, Values, detect,
+    detect_compression, map_columns, oversized_reject, parse_chunk, read_head,
 };
 
 /// What became of a record.
@@ -54,7 +54,10 @@ pub fn plan(format: &Format, kinds: &[ColumnType], data_start: u64, data_line: u
 /// The plan that an import of `text` into a new table makes.
 pub fn plan_of(text: &[u8], given: &GivenFormat, columns: Option<&[Column]>) -> Result<LoadPlan, String> {
     let sample = &text[..text.len().min(1 << 20)];
-    let head = read_head(sample, sample.len() == text.len(), given).map_err(|error| error.to_string())?;
+    let whole = sample.len() == text.len();
+    let compression = detect_compression(text, given).map_err(|error| error.to_string())?;
+    let detected = detect(sample, whole, compression, given).map_err(|error| error.to_string())?;
+    let head = read_head(sample, whole, given, &detected).map_err(|error| error.to_string())?;
     let mapped = map_columns(&head, columns, None).map_err(|error| error.to_string())?;
     Ok(LoadPlan {
         table: "t".parse::<TableName>().unwrap(),

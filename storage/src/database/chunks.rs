@@ -21,8 +21,21 @@ const INSERT_AT_ONCE: usize = 1000;
 /// How often a merge of wider types is tried while others change them.
 const WIDEN_TRIES: usize = 20;
 
+/// Where a chunk's text is, when it is not the object's own bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodedText {
+    /// The key of the part that holds it.
+    pub key: String,
+    /// The part's ETag.
+    pub etag: String,
+    /// Its bytes there: all of the chunk, of an oversized record the beginning.
+    pub range: ByteRange,
+    /// The object's bytes that the chunk counts for.
+    pub object_bytes: u64,
+}
+
 /// A chunk as the planner found it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewChunk {
     /// Its place.
     pub chunk: ChunkIndex,
@@ -38,6 +51,16 @@ pub struct NewChunk {
     pub rows: u64,
     /// Whether it is one record longer than a record may be.
     pub oversized: bool,
+    /// Where its text is; `None`: its bytes in the object.
+    pub text: Option<DecodedText>,
+}
+
+impl NewChunk {
+    /// The object's bytes that it counts for.
+    #[must_use]
+    pub fn object_bytes(&self) -> u64 {
+        self.text.as_ref().map_or(self.range.len(), |text| text.object_bytes)
+    }
 }
 
 /// A chunk as it is stored.
@@ -69,6 +92,15 @@ impl ChunkRecord {
                 next_line: LineNumber(unsigned(row.next_line)),
                 rows: unsigned(row.row_count),
                 oversized: row.oversized,
+                text: match (row.text_key, row.text_etag) {
+                    (Some(key), Some(etag)) => {
+                        let start = unsigned(row.text_offset.unwrap_or(0));
+                        let range = ByteRange::new(start, start + unsigned(row.text_length.unwrap_or(0)));
+                        let object_bytes = unsigned(row.object_bytes.unwrap_or(0));
+                        Some(DecodedText { key, etag, range, object_bytes })
+                    }
+                    _ => None,
+                },
             },
             state: row.state.parse().map_err(|error| DatabaseError::corrupt("chunk state", error))?,
             rows_rejected: unsigned(row.rows_rejected),
@@ -397,5 +429,10 @@ fn to_row(id: ImportId, attempt: Attempt, new: &NewChunk) -> chunks::ActiveModel
         worker: ActiveValue::Set(None),
         claims: ActiveValue::Set(0),
         claim_until_ms: ActiveValue::Set(0),
+        object_bytes: ActiveValue::Set(new.text.as_ref().map(|text| signed(text.object_bytes))),
+        text_key: ActiveValue::Set(new.text.as_ref().map(|text| text.key.clone())),
+        text_etag: ActiveValue::Set(new.text.as_ref().map(|text| text.etag.clone())),
+        text_offset: ActiveValue::Set(new.text.as_ref().map(|text| signed(text.range.start.0))),
+        text_length: ActiveValue::Set(new.text.as_ref().map(|text| signed(text.range.len()))),
     }
 }

@@ -70,11 +70,46 @@ pub mod imports {
         pub eta_seconds: Option<f64>,
         /// The attempt that the last retry began.
         pub retried_attempt: Option<i32>,
+        /// The load plan as JSON, where versions that only know `plan` must not work from it.
+        pub plan_v2: Option<String>,
     }
 
     /// None.
     #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
     pub enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// `longshore_text_parts`: one row an object of decoded text, from before it is put until it is removed.
+pub mod text_parts {
+    use sea_orm::entity::prelude::*;
+
+    /// A row.
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "longshore_text_parts")]
+    pub struct Model {
+        /// Of which import.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub import_id: Uuid,
+        /// Of which attempt.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub attempt: i32,
+        /// By which owner.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub epoch: i64,
+        /// From 0.
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub part: i32,
+    }
+
+    /// To the import.
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub enum Relation {
+        /// Whose text it is.
+        #[sea_orm(belongs_to = "super::imports::Entity", from = "Column::ImportId", to = "super::imports::Column::Id")]
+        Import,
+    }
 
     impl ActiveModelBehavior for ActiveModel {}
 }
@@ -120,6 +155,16 @@ pub mod chunks {
         pub claims: i32,
         /// When the claim runs out.
         pub claim_until_ms: i64,
+        /// The object's bytes that it counts for, where they are not those from `start_byte` to `end_byte`.
+        pub object_bytes: Option<i64>,
+        /// The key of the decoded text that it is read from; none: the import's object.
+        pub text_key: Option<String>,
+        /// The ETag there.
+        pub text_etag: Option<String>,
+        /// Where it begins there.
+        pub text_offset: Option<i64>,
+        /// How much of it is there.
+        pub text_length: Option<i64>,
     }
 
     /// None.

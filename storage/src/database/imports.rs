@@ -90,7 +90,7 @@ impl ImportRecord {
             trigger: row.trigger.as_deref().and_then(Trigger::from_word),
             size,
             etag: row.etag,
-            plan: row.plan.as_deref().map(|json| read_json("plan", json)).transpose()?,
+            plan: row.plan_v2.or(row.plan).as_deref().map(|json| read_json("plan", json)).transpose()?,
             widened: row.widened.as_deref().map(|json| read_json("widened", json)).transpose()?.unwrap_or_default(),
             scan_done: row.scan_done,
             error: row.error.as_deref().map(|json| read_json("error", json)).transpose()?,

@@ -157,15 +157,17 @@ impl Database {
         Ok(update.exec(&self.connection).await?.rows_affected == 1)
     }
 
-    /// Stores the plan of this attempt while it is being planned.
+    /// Stores the plan of this attempt while it is being planned. One that versions before this would read otherwise is
+    /// stored where they do not look: for them the import has no plan, and their workers leave its chunks alone.
     ///
     /// # Errors
     /// [`DatabaseError`]
     pub async fn store_plan(&self, id: ImportId, epoch: Epoch, plan: &LoadPlan) -> Result<bool, DatabaseError> {
+        let column = if plan.is_of_first_version() { Column::Plan } else { Column::PlanV2 };
         let update = self
             .owned(id, epoch)
             .filter(Column::State.eq(ImportState::Planning.as_str()))
-            .col_expr(Column::Plan, Expr::value(write_json("plan", plan)?))
+            .col_expr(column, Expr::value(write_json("plan", plan)?))
             .col_expr(Column::Version, Expr::col(Column::Version).add(1));
         let _turn = self.turn().await;
         Ok(update.exec(&self.connection).await?.rows_affected == 1)
@@ -231,6 +233,7 @@ pub(super) fn clear_counters(update: UpdateMany<Entity>) -> UpdateMany<Entity> {
         .fold(update, |update, column| update.col_expr(column, Expr::value(0_i64)))
         .col_expr(Column::ScanDone, Expr::value(false))
         .col_expr(Column::Plan, Expr::value(None::<String>))
+        .col_expr(Column::PlanV2, Expr::value(None::<String>))
         .col_expr(Column::RowsPerSecond, Expr::value(None::<f64>))
         .col_expr(Column::EtaSeconds, Expr::value(None::<f64>))
 }

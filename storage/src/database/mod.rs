@@ -12,6 +12,7 @@ mod imports;
 mod lease;
 pub mod pending;
 mod schema;
+mod text;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +26,11 @@ use sea_orm::{
 use crate::destination::gate::WriteGate;
 
 pub use backlog::Backlog;
-pub use chunks::{ChunkClaim, ChunkRecord, NewChunk, OpenChunk};
+pub use chunks::{ChunkClaim, ChunkRecord, DecodedText, NewChunk, OpenChunk};
 pub use clients::{Created, Effect, IdempotencyKey};
 pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};
 pub use lease::Change;
+pub use text::TextPart;
 
 /// How long an import's lease or a chunk's claim lasts without a renewal.
 pub const LEASE: Duration = Duration::from_secs(10);

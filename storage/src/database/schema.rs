@@ -16,7 +16,7 @@ const RECORD: &str = "longshore_schema";
 
 /// The steps behind the first migration, in order. Each adds, and what it adds an older version can leave out.
 fn steps() -> Vec<Box<dyn MigrationTrait>> {
-    vec![Box::new(M0002Clients)]
+    vec![Box::new(M0002Clients), Box::new(M0003DecodedText)]
 }
 
 /// The names of the first migration and of all steps behind it, in order.
@@ -208,5 +208,48 @@ impl MigrationTrait for M0002Clients {
             .col(column("fingerprint").text().not_null())
             .to_owned();
         manager.create_table(keys).await
+    }
+}
+
+/// Text that is not the object's own bytes: where chunks read it, and plans that older versions must not work from.
+struct M0003DecodedText;
+
+impl MigrationName for M0003DecodedText {
+    fn name(&self) -> &str {
+        "m0003_decoded_text"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for M0003DecodedText {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let add =
+            |table: &str, column: ColumnDef| Table::alter().table(Alias::new(table)).add_column(column).to_owned();
+        manager.alter_table(add("longshore_imports", column("plan_v2").text().null().take())).await?;
+        for new in [
+            column("object_bytes").big_integer().null().take(),
+            column("text_key").text().null().take(),
+            column("text_etag").text().null().take(),
+            column("text_offset").big_integer().null().take(),
+            column("text_length").big_integer().null().take(),
+        ] {
+            manager.alter_table(add("longshore_chunks", new)).await?;
+        }
+        let parts = Table::create()
+            .table(Alias::new("longshore_text_parts"))
+            .if_not_exists()
+            .col(column("import_id").uuid().not_null())
+            .col(column("attempt").integer().not_null())
+            .col(column("epoch").big_integer().not_null())
+            .col(column("part").integer().not_null())
+            .primary_key(
+                Index::create()
+                    .col(Alias::new("import_id"))
+                    .col(Alias::new("attempt"))
+                    .col(Alias::new("epoch"))
+                    .col(Alias::new("part")),
+            )
+            .to_owned();
+        manager.create_table(parts).await
     }
 }

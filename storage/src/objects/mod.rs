@@ -4,6 +4,7 @@
 //!
 //! - [`s3`]: any S3 server, over the network. `notification` asks it for events, where it can send them.
 //! - [`embedded`]: our own S3 endpoint over a folder, for a process that needs no server beside it.
+//! - [`text`]: an object as UTF-8 text, unpacked and transcoded.
 //! - [`secret`], `presign`: credentials, and the signatures that both share.
 //! - [`probe`]: what `longshore doctor` asks an S3 server.
 //! - [`origins`], `cors`: which web pages may upload, and the bucket's configuration that says so.
@@ -16,6 +17,7 @@ mod presign;
 pub mod probe;
 pub mod s3;
 pub mod secret;
+pub mod text;
 
 pub use embedded::{EmbeddedConfig, EmbeddedStore};
 pub use origins::CorsOrigins;
@@ -131,8 +133,12 @@ pub trait ObjectStore: Send + Sync {
     /// Looks at an object; `None` where there is none.
     async fn head(&self, key: &str) -> Result<Option<ObjectHead>, ObjectError>;
 
+    /// Stores an object of our own, some MiB, at a key that is this caller's alone; answers with its ETag. Tried again until
+    /// it is there. Clients' objects are put under [`ObjectStore::presign_put`].
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<String, ObjectError>;
+
     /// Removes an object; none at the key is no error. Imports are never removed: this is for what `longshore doctor` put
-    /// there.
+    /// there, and for decoded text.
     async fn delete(&self, key: &str) -> Result<(), ObjectError>;
 
     /// Reads exactly `range`, of the object with that ETag. A short or long answer is [`ObjectError::Unavailable`].

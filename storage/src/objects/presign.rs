@@ -85,6 +85,11 @@ impl Signer {
         self.internal.get_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
     }
 
+    /// A PUT of our own, with our own rights.
+    pub(super) fn put_own(&self, key: &str) -> Url {
+        self.internal.put_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+    }
+
     pub(super) fn delete(&self, key: &str) -> Url {
         self.internal.delete_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
     }

@@ -32,6 +32,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers without a body.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A body of some MiB.
+const PUT_TIMEOUT: Duration = Duration::from_secs(120);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The end of a key that no import has: their second part is an id.
 const PROBE: &str = "is-the-bucket-there";
@@ -158,6 +160,10 @@ impl ObjectStore for S3Store {
 
     async fn head(&self, key: &str) -> Result<Option<ObjectHead>, ObjectError> {
         self.inner.retrying(|| self.inner.head_once(key)).await
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<String, ObjectError> {
+        self.inner.retrying(|| self.inner.put_once(key, bytes.clone())).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {
@@ -331,6 +337,17 @@ impl Inner {
             .and_then(|time| DateTime::parse_from_rfc2822(time).ok())
             .map(|time| time.with_timezone(&Utc));
         Ok(Some(ObjectHead { size, etag, last_modified }))
+    }
+
+    async fn put_once(&self, key: &str, bytes: Bytes) -> Result<String, Failure> {
+        let request = self.client.put(self.signer.put_own(key)).body(bytes).timeout(PUT_TIMEOUT);
+        let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+        let status = response.status();
+        if !status.is_success() {
+            let code = error_code(response).await;
+            return Err(self.failure_of("put decoded text (s3:PutObject)", status, code.as_deref()));
+        }
+        etag_of(response.headers()).ok_or_else(|| Failure::Again("the answer to PUT has no ETag".into()))
     }
 
     async fn delete_once(&self, key: &str) -> Result<(), Failure> {

@@ -132,6 +132,20 @@ impl Files {
         Ok(head_of(&file.metadata()?)?)
     }
 
+    /// Stores an object of our own, over any that is at the key.
+    pub(super) fn put(&self, key: &str, bytes: &[u8]) -> Result<ObjectHead, FileError> {
+        let folder = self.stage(&uuid::Uuid::now_v7().to_string())?;
+        let put = || {
+            let staged = folder.join("object");
+            fs::write(&staged, bytes)?;
+            self.remove(key)?;
+            self.commit(&staged, bytes.len() as u64, key)
+        };
+        let put = put();
+        fs::remove_dir_all(&folder)?;
+        put
+    }
+
     /// Removes an object, and the folders of its key that are empty then, but for the first: every import makes use of
     /// that. None at the key is no error.
     pub(super) fn remove(&self, key: &str) -> Result<(), FileError> {
@@ -298,6 +312,18 @@ mod tests {
         assert!(matches!(commit(&files, "imports/1/a.csv", "second"), Err(FileError::Exists)));
         assert_eq!(files.head("imports/1/a.csv").unwrap(), head);
         assert_eq!(&files.open_planned("imports/1/a.csv", &head.etag).unwrap().read(0, 5).unwrap()[..], b"first");
+    }
+
+    #[test]
+    fn what_is_ours_is_put_over_what_was_there() {
+        let (_folder, files) = files();
+        for text in ["first", "second"] {
+            let head = files.put("imports/1/.decoded/1-0", text.as_bytes()).unwrap();
+            assert_eq!(head.size, text.len() as u64);
+            let mut object = files.open_planned("imports/1/.decoded/1-0", &head.etag).unwrap();
+            assert_eq!(&object.read(0, head.size).unwrap()[..], text.as_bytes());
+        }
+        assert_eq!(fs::read_dir(&files.staging).unwrap().count(), 0, "nothing stays behind");
     }
 
     #[test]

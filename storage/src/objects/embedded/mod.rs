@@ -188,6 +188,12 @@ impl ObjectStore for EmbeddedStore {
         }
     }
 
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<String, ObjectError> {
+        let (files, name) = (Arc::clone(&self.files), key.to_owned());
+        let put = files::blocking(move || files.put(&name, &bytes)).await;
+        put.map(|head| head.etag).map_err(|error| self.error(key, error))
+    }
+
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {
         let (files, name) = (Arc::clone(&self.files), key.to_owned());
         files::blocking(move || files.remove(&name)).await.map_err(|error| self.error(key, error))

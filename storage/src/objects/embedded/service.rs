@@ -26,7 +26,7 @@ use uuid::Uuid;
 use super::ObjectHead;
 use super::files::{FileError, Files, blocking};
 use crate::bus::{Bus, StorageEvent};
-use crate::start::PROBE_PREFIX;
+use crate::start::{PROBE_PREFIX, is_decoded_text};
 
 /// How long an upload's body may stand still.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -229,7 +229,7 @@ impl S3 for EmbeddedS3 {
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
         self.check_bucket(&request.input.bucket)?;
         let (files, key) = (Arc::clone(&self.files), request.input.key);
-        if !key.starts_with(PROBE_PREFIX) {
+        if !key.starts_with(PROBE_PREFIX) && !is_decoded_text(&key) {
             return Err(s3_error!(AccessDenied, "the object of an import is not removed"));
         }
         blocking(move || files.remove(&key)).await.map_err(internal)?;

@@ -1,10 +1,13 @@
 //! The head of a file: what it is, what its columns are called, where its data begins and what types they seem to have.
 //! Called once an import by the planner, with the object's first bytes. What was given is obeyed; the rest is looked for.
 
-use longshore_domain::{ByteOffset, ColumnType, Compression, Encoding, Format, GivenFormat};
+use longshore_domain::{ByteOffset, ColumnType, Format, GivenFormat, LineEnd};
+
+pub mod encoding;
 
 use crate::dialect::Dialect;
 use crate::error::FormatError;
+use crate::head::encoding::Detected;
 use crate::infer::{infer, type_of};
 use crate::record::{Field, Next, QuoteFault, read_record, unescape};
 
@@ -34,20 +37,21 @@ pub struct Head {
     pub inferred: Vec<ColumnType>,
 }
 
-/// Reads the head from the object's first bytes; `whole`: they are all of it.
+/// Reads the head from the first bytes of the decoded text, which is UTF-8; `whole`: they are all of it. A byte order mark at
+/// their start (of a plain UTF-8 file, which nobody decoded) is passed over and counted: offsets are those of the text as it is.
+/// `detected` is what was undone to get that text; the head's format shows it.
 ///
 /// # Errors
-/// [`FormatError`]: an empty file, an encoding or compression that is not supported, a header that cannot be read.
-pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat) -> Result<Head, FormatError> {
-    check_supported(sample, given)?;
+/// [`FormatError`]: an empty file, a header that cannot be read.
+pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Detected) -> Result<Head, FormatError> {
     let bom = if sample.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
     if sample.len() == bom {
         return Err(FormatError::empty("the file holds no character"));
     }
     let skip_rows = given.skip_rows.unwrap_or(0);
-    let start = skip_lines(sample, bom, skip_rows)?;
+    let start = skip_lines(sample, whole, bom, given)?;
     let text = &sample[start..];
-    let format = find_format(text, whole, given)?;
+    let format = find_format(text, whole, given, detected)?;
 
     let mut lines = Lines::new(text, whole, Dialect::new(&format, 0)?);
     let header = read_header(&mut lines, &format)?;
@@ -75,20 +79,35 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat) -> Result<Head
 }
 
 /// Where the text behind the byte order mark and `skip_rows` physical lines begins.
-fn skip_lines(sample: &[u8], bom: usize, skip_rows: u32) -> Result<usize, FormatError> {
+fn skip_lines(sample: &[u8], whole: bool, bom: usize, given: &GivenFormat) -> Result<usize, FormatError> {
+    let skip_rows = given.skip_rows.unwrap_or(0);
+    let returns = given.line_end == Some(LineEnd::Cr);
     let mut start = bom;
     for line in 0..skip_rows {
-        let Some(end) = memchr::memchr(b'\n', &sample[start..]) else {
+        let Some(end) = line_end(&sample[start..], whole, returns) else {
             let text = format!("skip_rows is {skip_rows}, but only {line} lines end in the file's first bytes");
             return Err(FormatError::mismatch(text));
         };
-        start += end + 1;
+        start += end;
     }
     Ok(start)
 }
 
+/// The place behind the first line end; of a sample's last byte it is not known what follows a carriage return.
+fn line_end(text: &[u8], whole: bool, returns: bool) -> Option<usize> {
+    if !returns {
+        return memchr::memchr(b'\n', text).map(|end| end + 1);
+    }
+    let end = memchr::memchr2(b'\n', b'\r', text)?;
+    match &text[end..] {
+        [b'\r', b'\n', ..] => Some(end + 2),
+        [b'\r'] if !whole => None,
+        _ => Some(end + 1),
+    }
+}
+
 /// What was given, and what is found where nothing was.
-fn find_format(text: &[u8], whole: bool, given: &GivenFormat) -> Result<Format, FormatError> {
+fn find_format(text: &[u8], whole: bool, given: &GivenFormat, detected: &Detected) -> Result<Format, FormatError> {
     let mut format = Format {
         quote: given.quote.clone().unwrap_or_else(|| "\"".into()),
         line_end: given.line_end.unwrap_or_default(),
@@ -96,10 +115,10 @@ fn find_format(text: &[u8], whole: bool, given: &GivenFormat) -> Result<Format, 
         skip_rows: given.skip_rows.unwrap_or(0),
         comment: given.comment.clone(),
         ragged: given.ragged,
-        encoding: Encoding::Utf8,
+        encoding: detected.encoding,
         encoding_errors: given.encoding_errors,
         null_values: given.null_values.clone().unwrap_or_else(|| vec![String::new()]),
-        compression: Compression::None,
+        compression: detected.compression,
         ..Format::default()
     };
     format.escape = given.escape.clone().unwrap_or_else(|| format.quote.clone());
@@ -114,41 +133,6 @@ fn find_format(text: &[u8], whole: bool, given: &GivenFormat) -> Result<Format, 
         format.header_rows = 0;
     }
     Ok(format)
-}
-
-/// Refuses what later versions will read, and says what it is.
-fn check_supported(sample: &[u8], given: &GivenFormat) -> Result<(), FormatError> {
-    const MAGIC: [(&[u8], &str); 4] =
-        [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz")];
-    if !matches!(given.compression, Compression::Auto | Compression::None) {
-        let name = format!("{:?}", given.compression).to_lowercase();
-        return Err(FormatError::unsupported(format!(
-            "compression {name} is not supported yet; upload the file unpacked"
-        )));
-    }
-    if given.compression == Compression::Auto
-        && let Some((_, name)) = MAGIC.iter().find(|(magic, _)| sample.starts_with(magic))
-    {
-        return Err(FormatError::unsupported(format!(
-            "the file is compressed ({name}), which is not supported yet; upload it unpacked"
-        )));
-    }
-    if let Some(encoding) = given.encoding.filter(|encoding| *encoding != Encoding::Utf8) {
-        return Err(FormatError::unsupported(format!(
-            "the encoding {} is not supported yet; convert the file to UTF-8",
-            serde_json::to_string(&encoding).unwrap_or_default()
-        )));
-    }
-    let utf16 = sample.starts_with(b"\xFF\xFE") || sample.starts_with(b"\xFE\xFF") || {
-        // Latin text in UTF-16 without a mark has a NUL in every pair.
-        let first = &sample[..sample.len().min(256)];
-        first.len() >= 4 && first.iter().filter(|byte| **byte == 0).count() * 5 >= first.len() * 2
-    };
-    if utf16 {
-        let text = "the file is encoded in UTF-16, which is not supported yet; convert it to UTF-8";
-        return Err(FormatError::unsupported(text));
-    }
-    Ok(())
 }
 
 /// Records of the sample, one by one. A last record that the sample cuts off is none.
@@ -186,7 +170,7 @@ impl<'a> Lines<'a> {
                     }
                     self.at = record.next;
                     self.line += record.lines;
-                    self.fault = record.fault.map(|(fault, _)| fault);
+                    self.fault = record.fault.map(|fault| fault.kind);
                     self.stray = self.dialect.quote.is_some_and(|quote| {
                         let mut unquoted = self.fields.iter().filter(|field| !field.is_quoted());
                         unquoted.any(|field| self.text[field.range()].contains(&quote))
@@ -199,12 +183,14 @@ impl<'a> Lines<'a> {
 
     fn cell(&self, field: Field) -> Option<String> {
         let raw = self.text.get(field.range())?;
-        if !field.is_escaped() {
-            return String::from_utf8(raw.to_vec()).ok();
+        let mut cell = raw.to_vec();
+        if field.is_escaped() {
+            unescape(&self.dialect, raw, &mut cell);
         }
-        let mut scratch = Vec::new();
-        unescape(&self.dialect, raw, &mut scratch);
-        String::from_utf8(scratch).ok()
+        if self.dialect.replaces {
+            return Some(String::from_utf8_lossy(&cell).into_owned());
+        }
+        String::from_utf8(cell).ok()
     }
 
     /// The cell's text; `None`: null, or no UTF-8, which says nothing of a type.
@@ -389,13 +375,14 @@ fn infer_columns(lines: &mut Lines<'_>, format: &Format, width: usize) -> Vec<Co
 mod tests {
     use super::*;
     use crate::error::FormatErrorKind;
+    use longshore_domain::{Compression, Encoding, EncodingErrors};
 
     fn head(text: &str) -> Head {
-        read_head(text.as_bytes(), true, &GivenFormat::default()).unwrap()
+        read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap()
     }
 
     fn fails(bytes: &[u8], given: &GivenFormat) -> (FormatErrorKind, String) {
-        let error = read_head(bytes, true, given).unwrap_err();
+        let error = read_head(bytes, true, given, &Detected::PLAIN).unwrap_err();
         (error.kind, error.to_string())
     }
 
@@ -411,7 +398,7 @@ mod tests {
     #[test]
     fn a_column_of_times_is_one_column() {
         for text in ["t\n10:00\n11:30\n", "t\n2013-01-01 10:00\n", "10:00\n11:30\n"] {
-            let head = read_head(text.as_bytes(), true, &GivenFormat::default()).unwrap();
+            let head = read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap();
             assert_eq!(head.width, 1, "{text:?}");
         }
     }
@@ -438,7 +425,7 @@ mod tests {
             skip_rows: Some(1),
             ..GivenFormat::default()
         };
-        let head = read_head(b"title; of; it\na,\nx,y\n1,2\n", true, &given).unwrap();
+        let head = read_head(b"title; of; it\na,\nx,y\n1,2\n", true, &given, &Detected::PLAIN).unwrap();
         assert_eq!(head.header, ["a x", "y"]);
         assert_eq!((head.data_start, head.data_line), (ByteOffset(21), 4));
         assert_eq!(head.inferred, [ColumnType::Int64, ColumnType::Int64]);
@@ -475,8 +462,22 @@ mod tests {
     #[test]
     fn null_values_say_nothing_of_types() {
         let given = GivenFormat { null_values: Some(vec!["".into(), "NA".into()]), ..GivenFormat::default() };
-        let head = read_head(b"a,b\nNA,\"NA\"\n1,x\n", true, &given).unwrap();
+        let head = read_head(b"a,b\nNA,\"NA\"\n1,x\n", true, &given, &Detected::PLAIN).unwrap();
         assert_eq!(head.inferred, [ColumnType::Int64, ColumnType::Text]);
+    }
+
+    #[test]
+    fn what_was_undone_is_shown() {
+        let detected = Detected { compression: Compression::Gzip, encoding: Encoding::Latin1, bom_len: 0 };
+        let format = read_head("ä,b\n".as_bytes(), true, &GivenFormat::default(), &detected).unwrap().format;
+        assert_eq!((format.compression, format.encoding), (Compression::Gzip, Encoding::Latin1));
+    }
+
+    #[test]
+    fn a_damaged_header_is_mended_where_asked() {
+        let given = GivenFormat { encoding_errors: EncodingErrors::Replace, ..GivenFormat::default() };
+        let head = read_head(b"a\xff,b\n", true, &given, &Detected::PLAIN).unwrap();
+        assert_eq!(head.header, ["a\u{fffd}", "b"]);
     }
 
     #[test]
@@ -484,23 +485,9 @@ mod tests {
         let default = GivenFormat::default();
         assert_eq!(fails(b"", &default).0, FormatErrorKind::Empty);
         assert_eq!(fails(b"\xEF\xBB\xBF", &default).0, FormatErrorKind::Empty);
-        for (bytes, word) in [
-            (&b"\x1f\x8b\x08\x00"[..], "gzip"),
-            (b"\x28\xb5\x2f\xfd..", "zstd"),
-            (b"BZh9", "bzip2"),
-            (b"\xfd7zXZ\x00", "xz"),
-            (b"\xff\xfea\0", "UTF-16"),
-            (b"a\0,\0b\0\n\0", "UTF-16"),
-            (b"a\xff,b\n", "UTF-8"),
-        ] {
-            let (kind, text) = fails(bytes, &default);
-            assert_eq!(kind, FormatErrorKind::Unsupported);
-            assert!(text.contains(word), "{text}");
-        }
-        let latin = GivenFormat { encoding: Some(Encoding::Latin1), ..default.clone() };
-        assert!(fails(b"a\n", &latin).1.contains("iso-8859-1"));
-        let gzip = GivenFormat { compression: Compression::Gzip, ..default.clone() };
-        assert!(fails(b"a\n", &gzip).1.contains("gzip"));
+        let (kind, text) = fails(b"a\xff,b\n", &default);
+        assert_eq!(kind, FormatErrorKind::Unsupported);
+        assert!(text.contains("UTF-8"), "{text}");
         let skip = GivenFormat { skip_rows: Some(9), ..default.clone() };
         assert!(fails(b"a\nb\n", &skip).1.contains("only 2 lines"));
         assert!(fails(b"\"a,b\n1,2\n", &default).1.contains("never closed"));
@@ -508,7 +495,7 @@ mod tests {
 
     #[test]
     fn a_sample_that_cuts_a_record_off_does_not_count_it() {
-        let head = read_head(b"a,b\n1,2\n3,x", false, &GivenFormat::default()).unwrap();
+        let head = read_head(b"a,b\n1,2\n3,x", false, &GivenFormat::default(), &Detected::PLAIN).unwrap();
         assert_eq!(head.inferred, [ColumnType::Int64, ColumnType::Int64]);
     }
 }
