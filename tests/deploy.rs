@@ -6,13 +6,14 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use rusty_s3::S3Action as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::postgres::PgPool;
 use tempfile::TempDir;
 
@@ -341,6 +342,120 @@ async fn a_cluster_with_exactly_these_rights_imports_by_event_and_heals() {
         let refused = said.lines().find(|line| line.contains("Violation") && line.contains(&user));
         assert_eq!(refused, None, "what its role does was refused");
     }
+}
+
+impl Place {
+    /// The settings of the API: its own key, and the signer's.
+    fn api_settings(&self) -> Env {
+        let mut env = self.settings(API, NATS_API, S3_API);
+        let signer = [("S3_SIGNER_ACCESS_KEY_ID", "longshore-signer"), ("S3_SIGNER_SECRET_ACCESS_KEY", S3_SIGNER)];
+        env.extend(settings(signer));
+        env
+    }
+
+    /// What the doctor of a role says of its checks, by name.
+    async fn doctor(&self, role: &str, env: &Env, change: &[(&str, &str)]) -> BTreeMap<String, Value> {
+        let mut env = env.clone();
+        for (name, value) in change {
+            let name = format!("LONGSHORE_{name}");
+            env.retain(|(known, _)| *known != name);
+            env.push((name, (*value).to_owned()));
+        }
+        let output = run_to_end(self.folder.path(), &["doctor", "--role", role, "--json"], &env).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("---- {role} {change:?}\n{said}");
+        assert!(SECRETS.iter().all(|secret| !said.contains(secret)), "a secret is told: {said}");
+        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = all["checks"].as_array().unwrap().iter();
+        checks.map(|check| (check["name"].as_str().unwrap().to_owned(), check.clone())).collect()
+    }
+
+    /// Starts NATS with its configuration, but for the lines that hold one of these.
+    async fn without_lines(&mut self, words: &[&str]) {
+        self.nats.process.kill();
+        let text = std::fs::read_to_string(&self.nats_conf).unwrap();
+        let lines = text.lines().filter(|line| !words.iter().any(|word| line.contains(word)));
+        std::fs::write(&self.nats_conf, lines.collect::<Vec<_>>().join("\n")).unwrap();
+        self.nats.process.start();
+        self.nats.ready().await;
+    }
+}
+
+fn with_status<'a>(checks: &'a BTreeMap<String, Value>, status: &str) -> Vec<&'a str> {
+    checks.values().filter(|check| check["status"] == status).map(|check| check["name"].as_str().unwrap()).collect()
+}
+
+fn assert_says(checks: &BTreeMap<String, Value>, name: &str, part: &str, words: &[&str]) {
+    let said = checks[name][part].as_str().unwrap_or_default();
+    for word in words {
+        assert!(said.contains(word), "the {part} of {name} does not hold {word}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn the_doctor_of_a_role_finds_what_lacks_and_nothing_else_under_exactly_these_rights() {
+    let mut place = Place::start().await;
+    let (api_env, worker_env) = (place.api_settings(), place.settings(WORKER, NATS_WORKER, S3_WORKER));
+
+    // Before the first start.
+    let api = place.doctor("api", &api_env, &[]).await;
+    assert_eq!(
+        (with_status(&api, "fail"), with_status(&api, "warn")),
+        (vec![], vec!["database", "destination", "streams"])
+    );
+    assert_says(&api, "streams", "advice", &["start a worker"]);
+    assert_says(&api, "streams", "detail", &["could not be asked", "LONGSHORE_EVENTS"]);
+    assert_eq!((&api["notification"]["status"], &api["events"]["status"]), (&json!("skipped"), &json!("skipped")));
+    assert_says(&api, "upload", "detail", &["stays", "mc rm ALIAS/imports/imports/doctor/"]);
+    let worker = place.doctor("worker", &worker_env, &[]).await;
+    assert_eq!(with_status(&worker, "fail"), Vec::<&str>::new());
+    assert_eq!((&worker["upload"]["status"], &worker["reads"]["status"]), (&json!("skipped"), &json!("ok")));
+
+    // While it runs.
+    let mut node = Process::longshore("worker", "worker", worker_env.clone(), place.folder.path());
+    node.ready().await;
+    let before = node.log().len();
+    for (role, env) in [("api", &api_env), ("worker", &worker_env)] {
+        let checks = place.doctor(role, env, &[]).await;
+        let found = (with_status(&checks, "fail"), with_status(&checks, "warn"));
+        assert_eq!(found, (vec![], vec![]), "{role}");
+        assert_eq!(checks["streams"]["status"], "ok", "{role}");
+        for stream in checks["streams"]["measured"]["streams"].as_array().unwrap() {
+            let events = stream["stream"] == "LONGSHORE_EVENTS";
+            assert!(events || stream["messages"] == 0, "the doctor's job was stored: {stream}");
+        }
+    }
+    let api = place.doctor("api", &api_env, &[]).await;
+    assert_says(&api, "events", "detail", &["LONGSHORE_EVENTS", "count"]);
+    assert!(!node.log()[before..].contains("WARN"), "the worker was disturbed: {}", &node.log()[before..]);
+
+    // One thing wrong at a time.
+    let wrong = place.doctor("api", &api_env, &[("S3_SIGNER_SECRET_ACCESS_KEY", "another")]).await;
+    assert_eq!(with_status(&wrong, "fail"), ["upload"]);
+    assert_says(&wrong, "upload", "advice", &["LONGSHORE_S3_SIGNER_SECRET_ACCESS_KEY"]);
+    let wrong = place.doctor("worker", &worker_env, &[("S3_BUCKET", "elsewhere")]).await;
+    assert_eq!(with_status(&wrong, "fail"), ["bucket"]);
+    assert_says(&wrong, "bucket", "advice", &["LONGSHORE_S3_BUCKET"]);
+    let signer = [("S3_ACCESS_KEY_ID", "longshore-signer"), ("S3_SECRET_ACCESS_KEY", S3_SIGNER)];
+    let wrong = place.doctor("worker", &worker_env, &signer).await;
+    assert_eq!(with_status(&wrong, "fail"), ["bucket"], "that key may not read");
+    let wrong = place.doctor("serve", &worker_env, &[]).await;
+    assert_says(&wrong, "upload", "advice", &["LONGSHORE_S3_ACCESS_KEY_ID", "--role worker"]);
+    let wrong = place.doctor("api", &api_env, &[("NATS_URL", "")]).await;
+    assert_eq!(with_status(&wrong, "fail"), ["settings"]);
+    assert_says(&wrong, "settings", "detail", &["LONGSHORE_NATS_URL"]);
+
+    node.kill();
+    place
+        .without_lines(&["longshore.jobs.import", "MSG.NEXT.LONGSHORE_CHUNKS", "CONSUMER.INFO.LONGSHORE_EVENTS"])
+        .await;
+    let api = place.doctor("api", &api_env, &[]).await;
+    assert_eq!(with_status(&api, "fail"), ["nats"]);
+    assert_says(&api, "nats", "detail", &["longshore.jobs.import", "CONSUMER.INFO.LONGSHORE_EVENTS"]);
+    assert!(!api["nats"]["detail"].as_str().unwrap().contains("MSG.NEXT"), "an API takes no jobs: {}", api["nats"]);
+    assert_says(&api, "streams", "detail", &["may not ask", "longshore-intake"]);
+    let worker = place.doctor("worker", &worker_env, &[]).await;
+    assert_says(&worker, "nats", "detail", &["longshore.jobs.import", "MSG.NEXT.LONGSHORE_CHUNKS"]);
 }
 
 /// A whole import that nothing but the storage's event starts.

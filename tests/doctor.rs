@@ -205,6 +205,29 @@ async fn an_embedded_setup_that_cannot_be_written_is_told() {
     report.assert_advice("data-directory", &["LONGSHORE_DATA_DIR"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_database_gets_the_advice_for_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("t.csv");
+    std::fs::write(&file, "a,b\n1,2\n").unwrap();
+    let url = format!("sqlite://{}?mode=rwc", file.display());
+    let report = doctor(folder.path(), &with(&embedded_settings(&folder), &[("DATABASE_URL", &url)])).await;
+    report.assert_not_ok("fail", &["database", "destination"]);
+    report.assert_advice("database", &["LONGSHORE_DATABASE_URL", "SQLite file"]);
+    let advice = report.check("database")["advice"].as_str().unwrap();
+    assert!(!advice.contains("password") && !advice.contains("GRANT"), "{advice}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_listens_and_does_not_answer_is_told_from_one_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = listener.local_addr().unwrap().to_string();
+    let report = doctor(folder.path(), &with(&embedded_settings(&folder), &[("LISTEN", &listen)])).await;
+    report.assert_not_ok("warn", &["service"]);
+    assert!(report.check("service")["detail"].as_str().unwrap().contains("does not answer"), "{}", report.text);
+}
+
 // ------------------------------------------------------------------------------------------------- one thing broken a time
 
 /// Servers on which a service has run, so that everything is there that it makes. Nothing runs on them now.

@@ -1,69 +1,128 @@
 //! The client: what the command line asks of a server, over HTTP like everybody else.
 
-use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use futures::TryStreamExt;
+use anyhow::{Context as _, Result, bail};
+use futures::TryStreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
+use url::Url;
+
+use crate::output::{Reader, write};
+use crate::source::Source;
+use crate::usage::Usage;
 
 /// Between two looks at an import.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 /// A server that is away is asked again for so long, in looks.
 const PATIENCE: u32 = 150;
+/// How long a server is waited for that is started in the same moment.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Imports asked for at once.
 const PAGE: usize = 1000;
 /// Blocks of a file on its way up, in bytes.
 const BLOCK: usize = 256 * 1024;
+/// How much of a refusal is read, in characters.
+const REFUSAL: usize = 4 * 1024;
 
 /// A server.
 pub struct Client {
+    /// With credentials, where the address has some.
     base: String,
+    /// Without.
+    shown: String,
     http: reqwest::Client,
 }
 
 /// What to import, and how.
 pub struct ImportOrder<'a> {
-    pub file: &'a Path,
     pub table: &'a str,
     /// `None`: no limit.
     pub max_rejects: Option<u64>,
     pub null_values: Option<Vec<String>>,
 }
 
+/// An answer that is no success.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    text: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.status, self.text)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Refusal {
+    /// What a problem says, with each fault of a request on a line of its own.
+    async fn of(response: Response) -> Self {
+        let status = response.status();
+        let body = response.bytes().await.unwrap_or_default();
+        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let mut text =
+            value["detail"].as_str().map_or_else(|| String::from_utf8_lossy(&body).into_owned(), str::to_owned);
+        for fault in value["errors"].as_array().into_iter().flatten() {
+            let part = |name: &str| fault[name].as_str().unwrap_or_default();
+            text += &format!("\n  {}: {}", part("pointer"), part("detail"));
+        }
+        Self { status, text }
+    }
+}
+
 impl Client {
-    pub fn new(base: &str) -> Result<Self> {
+    /// Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Usage`] for an address that is none; nothing of it is repeated, since a password may be in it.
+    pub fn new(server: &str) -> Result<Self> {
+        let url = server.trim().parse::<Url>().ok();
+        let Some(mut url) = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) else {
+            let why = "the server's address (--server, LONGSHORE_SERVER) must begin with http:// or https://, such as \
+                       http://127.0.0.1:8080";
+            return Err(Usage(why.to_owned()).into());
+        };
+        let base = url.as_str().trim_end_matches('/').to_owned();
+        // An address with a host takes both.
+        let _ = url.set_username("").and_then(|()| url.set_password(None));
+        let shown = url.as_str().trim_end_matches('/').to_owned();
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).build()?;
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), http })
+        Ok(Self { base, shown, http })
     }
 
-    async fn call(&self, request: reqwest::RequestBuilder) -> Result<Value> {
-        let response = request.send().await.map_err(reqwest::Error::without_url).with_context(|| {
-            format!("no answer from {}; is the server running? (--server, LONGSHORE_SERVER)", self.base)
-        })?;
-        let status = response.status();
-        let body = response.bytes().await.map_err(reqwest::Error::without_url)?;
-        let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        if status.is_success() {
-            return Ok(value);
+    /// The server's address, without credentials.
+    pub fn address(&self) -> &str {
+        &self.shown
+    }
+
+    /// Waits a moment for a server that is only just starting. Whether it came is seen by the next call.
+    pub async fn wait_for_start(&self) {
+        let begun = Instant::now();
+        let url = format!("{}/healthz", self.base);
+        while begun.elapsed() < START_PATIENCE {
+            match self.http.get(&url).timeout(START_PATIENCE).send().await {
+                Err(error) if error.is_connect() => tokio::time::sleep(POLL_EVERY).await,
+                _ => return,
+            }
         }
-        let detail =
-            value["detail"].as_str().map_or_else(|| String::from_utf8_lossy(&body).into_owned(), str::to_owned);
-        let faults: Vec<String> = value["errors"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|fault| {
-                format!(
-                    "\n  {}: {}",
-                    fault["pointer"].as_str().unwrap_or_default(),
-                    fault["detail"].as_str().unwrap_or_default()
-                )
-            })
-            .collect();
-        bail!("{status}: {detail}{}", faults.concat())
+    }
+
+    /// An answer that is a success.
+    async fn answer(&self, request: RequestBuilder) -> Result<Response> {
+        let response = request.send().await.map_err(reqwest::Error::without_url).with_context(|| {
+            format!("no answer from {}; is the server running? (--server, LONGSHORE_SERVER)", self.shown)
+        })?;
+        if response.status().is_success() { Ok(response) } else { Err(Refusal::of(response).await.into()) }
+    }
+
+    async fn call(&self, request: RequestBuilder) -> Result<Value> {
+        let body = self.answer(request).await?.bytes().await.map_err(reqwest::Error::without_url)?;
+        Ok(serde_json::from_slice(&body).unwrap_or_default())
     }
 
     pub async fn get(&self, path: &str) -> Result<Value> {
@@ -102,91 +161,121 @@ impl Client {
         Ok(imports)
     }
 
-    /// Prints the file of rejects.
-    pub async fn rejects_csv(&self, id: &str, out: &mut (impl std::io::Write + Send)) -> Result<()> {
-        let url = format!("{}/v1/imports/{id}/rejects", self.base);
-        let response =
-            self.http.get(url).header("accept", "text/csv").send().await.map_err(reqwest::Error::without_url)?;
-        if !response.status().is_success() {
-            bail!("{}: {}", response.status(), response.text().await.unwrap_or_default());
-        }
-        let mut blocks = response.bytes_stream();
+    /// Prints the file of rejects, as far as somebody reads it.
+    pub async fn rejects_csv(&self, id: &str) -> Result<()> {
+        let request = self.http.get(format!("{}/v1/imports/{id}/rejects", self.base)).header("accept", "text/csv");
+        let mut blocks = self.answer(request).await?.bytes_stream();
         while let Some(block) = blocks.try_next().await.map_err(reqwest::Error::without_url)? {
-            out.write_all(&block)?;
+            if write(&block)? == Reader::Gone {
+                break;
+            }
         }
-        Ok(out.flush()?)
+        Ok(())
     }
 
-    /// Creates, uploads, watches; the finished resource.
-    pub async fn import(&self, order: &ImportOrder<'_>) -> Result<Value> {
-        let size = tokio::fs::metadata(order.file).await?.len();
-        let name = order.file.file_name().map_or_else(|| "data.csv".into(), |name| name.to_string_lossy());
+    /// Asks for an import of the file; the new resource, with its upload.
+    pub async fn create(&self, order: &ImportOrder<'_>, source: &Source) -> Result<Value> {
         let mut request = json!({
             "destination": {"table": order.table},
-            "file": {"name": name, "size": size},
+            "file": {"name": source.name, "size": source.size},
             "on_error": {"max_rejects": order.max_rejects},
         });
         if let Some(null_values) = &order.null_values {
             request["format"] = json!({"null_values": null_values});
         }
-        let created = self.call(self.http.post(format!("{}/v1/imports", self.base)).json(&request)).await?;
-        let id = created["id"].as_str().context("the server's answer has no id")?.to_owned();
-        self.upload(order.file, size, &created["upload"]).await?;
-        self.watch(&id).await
+        self.call(self.http.post(format!("{}/v1/imports", self.base)).json(&request)).await
     }
 
-    async fn upload(&self, path: &Path, size: u64, upload: &Value) -> Result<()> {
-        let bar = bar(size, "uploading")?;
-        let file = tokio::fs::File::open(path).await?;
-        let counted = bar.clone();
-        let blocks = ReaderStream::with_capacity(file, BLOCK).inspect_ok(move |block| counted.inc(block.len() as u64));
+    /// Sends the file where the server said.
+    pub async fn upload(&self, source: Source, upload: &Value) -> Result<()> {
+        let bar = Cleared(bar(source.size, "uploading")?);
+        let counted = bar.0.clone();
+        let blocks =
+            ReaderStream::with_capacity(source.file, BLOCK).inspect_ok(move |block| counted.inc(block.len() as u64));
         let url = upload["url"].as_str().context("the server's answer has no upload URL")?;
         let mut request = self.http.put(url).body(reqwest::Body::wrap_stream(blocks));
         for (name, value) in upload["headers"].as_object().into_iter().flatten() {
             request = request.header(name, value.as_str().unwrap_or_default());
         }
+        let sent = request.send().await;
+        drop(bar);
         // The URL is a secret: it stays out of errors.
-        let response = request.send().await.map_err(reqwest::Error::without_url).context("the upload failed")?;
-        bar.finish_and_clear();
-        if !response.status().is_success() {
-            bail!("the storage refused the upload: {}", response.status());
+        let response = sent.map_err(reqwest::Error::without_url).context("the upload failed")?;
+        if response.status().is_success() {
+            return Ok(());
         }
-        Ok(())
+        let status = response.status();
+        let reason = s3_message(&response.text().await.unwrap_or_default());
+        bail!("the storage refused the upload: {status}{reason}")
     }
 
-    async fn watch(&self, id: &str) -> Result<Value> {
-        let path = format!("/v1/imports/{id}");
-        let mut bar: Option<ProgressBar> = None;
+    /// Follows an import to its end; the finished resource. A server that is away is asked again for a while.
+    pub async fn watch(&self, id: &str) -> Result<Value> {
+        let mut bar = None;
         let mut failures = 0;
         loop {
-            let import = match self.get(&path).await {
-                Ok(import) => import,
-                Err(error) if failures >= PATIENCE => return Err(error),
-                Err(_) => {
-                    failures += 1;
-                    tokio::time::sleep(POLL_EVERY).await;
-                    continue;
+            match self.import_of(id).await {
+                Ok(import) => {
+                    failures = 0;
+                    show_progress(&mut bar, &import)?;
+                    if import["done"] == true {
+                        return Ok(import);
+                    }
                 }
-            };
-            failures = 0;
-            let progress = &import["progress"];
-            let total = progress["bytes_total"].as_u64().unwrap_or(0);
-            if bar.is_none() && total > 0 {
-                bar = Some(self::bar(total, "importing")?);
-            }
-            if let Some(bar) = &bar {
-                bar.set_position(progress["bytes_done"].as_u64().unwrap_or(0));
-                let rows = progress["rows_read"].as_u64().unwrap_or(0);
-                bar.set_message(format!("{} · {rows} rows", import["state"].as_str().unwrap_or_default()));
-            }
-            if import["done"] == true {
-                if let Some(bar) = bar {
-                    bar.finish_and_clear();
+                Err(error) if failures >= PATIENCE || is_final(&error) => {
+                    let shown = &self.shown;
+                    let hint = format!("what became of import {id} says: longshore status {id} --server {shown}");
+                    return Err(error.context(hint));
                 }
-                return Ok(import);
+                Err(_) => failures += 1,
             }
             tokio::time::sleep(POLL_EVERY).await;
         }
+    }
+}
+
+/// Whether asking again changes nothing.
+fn is_final(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status.is_client_error())
+}
+
+/// `: message (code)`, as far as an S3 server's answer has them.
+fn s3_message(body: &str) -> String {
+    let body: String = body.chars().take(REFUSAL).collect();
+    let part = |name: &str| {
+        let (_, rest) = body.split_once(&format!("<{name}>"))?;
+        let text = rest.split_once(&format!("</{name}>"))?.0;
+        let text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&apos;", "'");
+        Some(text.replace("&amp;", "&")).filter(|text| !text.is_empty())
+    };
+    match (part("Message"), part("Code")) {
+        (Some(message), Some(code)) => format!(": {message} ({code})"),
+        (Some(text), None) | (None, Some(text)) => format!(": {text}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// Draws the bar from the moment on that the size is known; it goes with the last look.
+fn show_progress(bar: &mut Option<Cleared>, import: &Value) -> Result<()> {
+    let progress = &import["progress"];
+    let total = progress["bytes_total"].as_u64().unwrap_or(0);
+    if bar.is_none() && total > 0 {
+        *bar = Some(Cleared(self::bar(total, "importing")?));
+    }
+    if let Some(Cleared(bar)) = bar {
+        bar.set_position(progress["bytes_done"].as_u64().unwrap_or(0));
+        let rows = progress["rows_read"].as_u64().unwrap_or(0);
+        bar.set_message(format!("{} · {rows} rows", import["state"].as_str().unwrap_or_default()));
+    }
+    Ok(())
+}
+
+/// A bar that leaves nothing on the screen, however its work ends.
+struct Cleared(ProgressBar);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 
@@ -194,4 +283,31 @@ impl Client {
 fn bar(total: u64, message: &'static str) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("{msg:24} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")?;
     Ok(ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_none_is_a_usage_error_and_not_repeated() {
+        for address in ["127.0.0.1:8080", "localhost:8080", "ftp://me:hunter2@host", "me:hunter2@host", "", "http://"] {
+            let error = Client::new(address).err().unwrap();
+            assert!(error.is::<Usage>() && error.to_string().contains("http://"), "{address}: {error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        let client = Client::new("https://me:hunter2@host:1/below/").unwrap();
+        assert_eq!(
+            (client.shown.as_str(), client.base.as_str()),
+            ("https://host:1/below", "https://me:hunter2@host:1/below")
+        );
+    }
+
+    #[test]
+    fn the_words_of_a_storage_are_shown() {
+        let body =
+            "<?xml version=\"1.0\"?><Error><Code>Full</Code><Message>no room &lt;here&gt; &amp;amp;</Message></Error>";
+        assert_eq!(s3_message(body), ": no room <here> &amp; (Full)");
+        assert_eq!(s3_message("<html>Bad Gateway</html>"), "");
+    }
 }

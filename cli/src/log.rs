@@ -72,7 +72,9 @@ where
     match format {
         LogFormat::Json => Box::new(JsonLog::new(stderr)),
         LogFormat::Text => {
-            Box::new(tracing_subscriber::fmt::layer().with_ansi(stderr().is_terminal()).with_writer(stderr))
+            // Where stderr is gone there is nobody to be told of it.
+            let layer = tracing_subscriber::fmt::layer().log_internal_errors(false);
+            Box::new(layer.with_ansi(stderr().is_terminal()).with_writer(stderr))
         }
     }
 }

@@ -1,34 +1,40 @@
 //! The one binary, `longshore`: command line, settings, and the wiring of all parts.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
 mod doctor;
 mod healthcheck;
+mod import;
 mod log;
+mod output;
 mod serve;
 mod settings;
+mod signals;
+mod source;
+mod usage;
+mod waiting;
 mod wire;
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 use client::{Client, ImportOrder};
 use log::Log;
+use longshore_storage::objects::Secret;
+use output::{Reader, print, say, write};
 use serve::Role;
 use settings::Settings;
+use usage::Usage;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Imports CSV files from object storage into a database: in parallel, exactly once.
+/// Imports CSV files into PostgreSQL or SQLite: in parallel, and every row exactly once.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = "longshore", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -56,7 +62,7 @@ enum Command {
         #[arg(long, value_parser = read_table)]
         table: String,
         /// The server's address; without it the embedded service is started on the data directory.
-        #[arg(long, env = "LONGSHORE_SERVER")]
+        #[arg(long, env = "LONGSHORE_SERVER", hide_env_values = true)]
         server: Option<String>,
         /// How many rows may be rejected before the import fails; `none`: any number.
         #[arg(long, default_value = "0", value_parser = read_max_rejects)]
@@ -70,6 +76,9 @@ enum Command {
     },
     /// Checks every dependency of the settings, and says what is wrong and what to do.
     Doctor {
+        /// Checks what this role does, with its settings and its rights.
+        #[arg(long, value_enum, default_value_t = doctor::Role::Serve)]
+        role: doctor::Role,
         /// Prints all checks on stdout, as one JSON object on the last line.
         #[arg(long)]
         json: bool,
@@ -114,7 +123,7 @@ enum Command {
         /// Its id.
         id: String,
         /// As a CSV file, ready to be mended and imported again.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "json")]
         csv: bool,
         #[command(flatten)]
         remote: Remote,
@@ -135,12 +144,26 @@ impl Command {
 
 #[derive(clap::Args)]
 struct Remote {
-    /// The server's address.
-    #[arg(long, env = "LONGSHORE_SERVER", default_value = "http://127.0.0.1:8080")]
-    server: String,
+    /// The server's address [default: http://127.0.0.1:8080].
+    #[arg(long, env = "LONGSHORE_SERVER", hide_env_values = true)]
+    server: Option<String>,
     /// Prints JSON on stdout.
     #[arg(long)]
     json: bool,
+}
+
+impl Remote {
+    fn client(&self, settings: &Settings) -> Result<Client> {
+        Client::new(server(self.server.as_deref(), settings).unwrap_or(DEFAULT_SERVER))
+    }
+}
+
+/// Where `longshore serve` listens when nothing is said.
+const DEFAULT_SERVER: &str = "http://127.0.0.1:8080";
+
+/// The address that was given: by the argument, the environment, or the file of settings. An empty one is none.
+fn server<'a>(given: Option<&'a str>, settings: &'a Settings) -> Option<&'a str> {
+    given.or(settings.server.as_ref().map(Secret::expose)).filter(|server| !server.is_empty())
 }
 
 /// A bad name is a usage error, before anything is started.
@@ -176,188 +199,117 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let settings = match Settings::read() {
         Ok(settings) => settings,
-        Err(error) => {
-            eprintln!("longshore: {error:#}");
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return failed(USAGE, format!("{error:#}")),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("longshore: no runtime: {error}");
-            return ExitCode::from(FAILED);
-        }
+        Err(error) => return failed(FAILED, format!("no runtime: {error}")),
     };
     let log = match Log::start(&settings, &arguments.command, runtime.handle()) {
         Ok(log) => log,
-        Err(error) => {
-            eprintln!("longshore: {error:#}");
-            return ExitCode::from(USAGE);
-        }
+        Err(error) => return failed(USAGE, format!("{error:#}")),
     };
     let ended = runtime.block_on(run(arguments.command, settings));
     log.finish();
     match ended {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("longshore: {error:#}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) if error.is::<Usage>() => failed(USAGE, format!("{error:#}")),
+        Err(error) => failed(FAILED, format!("{error:#}")),
     }
 }
 
+fn failed(code: u8, reason: String) -> ExitCode {
+    say(format!("longshore: {reason}"));
+    ExitCode::from(code)
+}
+
 async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
+    let settings = &settings;
     match command {
-        Command::Serve => serve::run(Role::Serve, &settings).await?,
-        Command::Api => serve::run(Role::Api, &settings).await?,
-        Command::Worker => serve::run(Role::Worker, &settings).await?,
-        Command::Healthcheck { live } => healthcheck::run(&settings, live).await?,
-        Command::Import { file, table, server, max_rejects, null_values, json } => {
-            if !file.is_file() {
-                eprintln!("longshore: there is no file {}", file.display());
-                return Ok(ExitCode::from(USAGE));
-            }
+        Command::Serve => serve::run(Role::Serve, settings).await?,
+        Command::Api => serve::run(Role::Api, settings).await?,
+        Command::Worker => serve::run(Role::Worker, settings).await?,
+        Command::Healthcheck { live } => healthcheck::run(settings, live).await?,
+        Command::Import { file, table, server: given, max_rejects, null_values, json } => {
             let null_values = (!null_values.is_empty()).then_some(null_values);
-            let order = ImportOrder { file: &file, table: &table, max_rejects: max_rejects.0, null_values };
-            return import(&settings, server.as_deref(), &order, json).await;
+            let order = ImportOrder { table: &table, max_rejects: max_rejects.0, null_values };
+            return import::run(settings, server(given.as_deref(), settings), &file, &order, json).await;
         }
-        Command::Doctor { json } => return doctor::run(&settings, json).await,
-        Command::Status { id, remote } => show(&Client::new(&remote.server)?.import_of(&id).await?, remote.json),
-        Command::Cancel { id, remote } => show(&Client::new(&remote.server)?.act(&id, "cancel").await?, remote.json),
-        Command::Retry { id, remote } => show(&Client::new(&remote.server)?.act(&id, "retry").await?, remote.json),
+        Command::Doctor { role, json } => return doctor::run(settings, role, json).await,
+        Command::Status { id, remote } => show(&remote.client(settings)?.import_of(&id).await?, remote.json)?,
+        Command::Cancel { id, remote } => show(&remote.client(settings)?.act(&id, "cancel").await?, remote.json)?,
+        Command::Retry { id, remote } => show(&remote.client(settings)?.act(&id, "retry").await?, remote.json)?,
         Command::List { state, table, limit, remote } => {
             let filter = [("state", state), ("table", table)];
-            let imports = Client::new(&remote.server)?.list(&filter, limit).await?;
-            if remote.json {
-                println!("{}", serde_json::json!({"items": imports, "next_cursor": null}));
+            let imports = remote.client(settings)?.list(&filter, limit).await?;
+            if imports.is_empty() {
+                let all = filter.iter().all(|(_, value)| value.is_none());
+                say(if all { "there are no imports yet" } else { "there are no such imports" });
+            }
+            list(&imports, remote.json)?;
+        }
+        Command::Rejects { id, csv, remote } => {
+            let client = remote.client(settings)?;
+            client.wait_for_start().await;
+            if csv {
+                client.rejects_csv(&id).await?;
             } else {
-                imports.iter().for_each(|import| println!("{}", line_of(import)));
+                rejects(&client, &id, remote.json).await?;
             }
         }
-        Command::Rejects { id, csv, remote } => rejects(&Client::new(&remote.server)?, &id, csv, remote.json).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn rejects(client: &Client, id: &str, csv: bool, json: bool) -> Result<()> {
-    if csv {
-        return client.rejects_csv(id, &mut std::io::stdout()).await;
+fn list(imports: &[Value], json: bool) -> Result<()> {
+    if json {
+        print(serde_json::json!({"items": imports, "next_cursor": null}))?;
+    } else {
+        write(imports.iter().map(|import| line_of(import) + "\n").collect::<String>().as_bytes())?;
     }
+    Ok(())
+}
+
+/// All of them, page by page, for as long as somebody reads.
+async fn rejects(client: &Client, id: &str, json: bool) -> Result<()> {
     let mut cursor = String::new();
     loop {
         let page = client.get(&format!("/v1/imports/{id}/rejects?limit=1000{cursor}")).await?;
-        for reject in page["items"].as_array().into_iter().flatten() {
-            if json {
-                println!("{reject}");
-            } else {
-                println!(
-                    "row {} (line {}): {} {}",
-                    reject["row"],
-                    reject["line"],
-                    reject["reason"].as_str().unwrap_or_default(),
-                    reject["detail"].as_str().unwrap_or_default()
-                );
-            }
-        }
+        let rejects = page["items"].as_array().into_iter().flatten();
+        let lines: String = rejects
+            .map(|reject| if json { format!("{reject}\n") } else { import::line_of_reject(reject) + "\n" })
+            .collect();
+        let reader = write(lines.as_bytes())?;
         match page["next_cursor"].as_str() {
-            Some(next) => cursor = format!("&cursor={next}"),
-            None => return Ok(()),
+            Some(next) if reader == Reader::Reads => cursor = format!("&cursor={next}"),
+            _ => return Ok(()),
         }
     }
 }
 
-fn show(import: &Value, json: bool) {
-    if json { println!("{import}") } else { println!("{}", line_of(import)) }
+fn show(import: &Value, json: bool) -> Result<()> {
+    if json {
+        print(import)?
+    } else {
+        print(line_of(import))?
+    };
+    Ok(())
 }
 
+/// An import in a line. What was staged of one that is done without success is gone, and not counted as rows.
 fn line_of(import: &Value) -> String {
     let progress = &import["progress"];
     let error = import["error"]["detail"].as_str().map(|detail| format!("  {detail}")).unwrap_or_default();
+    let rows = match import["state"].as_str() {
+        Some("failed" | "cancelling" | "cancelled" | "expired") => "nothing loaded".to_owned(),
+        _ => format!("{} rows", progress["rows_loaded"]),
+    };
     format!(
-        "{}  {:15}  {:5}%  {} rows, {} rejected  {}{error}",
+        "{}  {:15}  {:5}%  {rows}, {} rejected  {}{error}",
         import["id"].as_str().unwrap_or_default(),
         import["state"].as_str().unwrap_or_default(),
         progress["percent"],
-        progress["rows_loaded"],
         progress["rows_rejected"],
         import["destination"]["table"].as_str().unwrap_or_default(),
     )
-}
-
-/// Imports over a server, or over the embedded service, which is started for it.
-async fn import(settings: &Settings, server: Option<&str>, order: &ImportOrder<'_>, json: bool) -> Result<ExitCode> {
-    let (import, file) = match server {
-        Some(server) => (Client::new(server)?.import(order).await?, None),
-        None => import_embedded(settings, order).await?,
-    };
-    let code = tell(&import, order.table, file.as_deref(), settings);
-    if json {
-        println!("{import}");
-    }
-    Ok(code)
-}
-
-async fn import_embedded(settings: &Settings, order: &ImportOrder<'_>) -> Result<(Value, Option<PathBuf>)> {
-    let wired = wire::wire(settings, true).await?;
-    let node = serve::start_node(&wired).await?;
-    let listener = serve::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-    let base = format!("http://{}", listener.local_addr()?);
-    let stop = CancellationToken::new();
-    let router = longshore_api::router(wired.api_state(&stop));
-    let served =
-        tokio::spawn(longshore_api::server::serve(listener, router, settings.max_connections.get(), stop.clone()));
-    let result = Client::new(&base)?.import(order).await;
-    stop.cancel();
-    served.await?;
-    node.stop().await;
-    let file = wired.destination_file.clone();
-    wired.shutdown().await;
-    Ok((result?, file))
-}
-
-/// Says how it ended, and how to look at the rows; the exit code.
-fn tell(import: &Value, table: &str, file: Option<&Path>, settings: &Settings) -> ExitCode {
-    let progress = &import["progress"];
-    let (loaded, rejected) = (&progress["rows_loaded"], progress["rows_rejected"].as_u64().unwrap_or(0));
-    let id = import["id"].as_str().unwrap_or_default();
-    if import["state"] != "succeeded" {
-        let detail = import["error"]["detail"].as_str().unwrap_or("no reason was given");
-        eprintln!("import {id} {}: {detail}", import["state"].as_str().unwrap_or("ended"));
-        if rejected > 0 {
-            eprintln!("{rejected} rows were rejected; see them with: {}", rejects_hint(id, file.is_some()));
-        }
-        return ExitCode::from(FAILED);
-    }
-    let seconds = progress["rows_per_second"].as_f64().map(|rate| format!(" ({rate:.0} rows/s)")).unwrap_or_default();
-    eprintln!("{loaded} rows loaded into {table}, {rejected} rejected{seconds}");
-    match file {
-        Some(file) => {
-            eprintln!("look at them: sqlite3 '{}' 'SELECT * FROM {} LIMIT 10'", file.display(), sql_name(table))
-        }
-        None if settings.destination_url.is_some() || settings.database_url.is_some() => {
-            eprintln!("look at them: SELECT * FROM {} LIMIT 10", sql_name(table));
-        }
-        None => eprintln!("look at them in the destination: SELECT * FROM {} LIMIT 10", sql_name(table)),
-    }
-    if rejected == 0 {
-        return ExitCode::SUCCESS;
-    }
-    eprintln!("see the rejected rows with: {}", rejects_hint(id, file.is_some()));
-    ExitCode::from(WITH_REJECTS)
-}
-
-fn rejects_hint(id: &str, embedded: bool) -> String {
-    let serve = if embedded { "longshore serve & " } else { "" };
-    format!("{serve}longshore rejects {id}")
-}
-
-/// The table as SQL writes it.
-fn sql_name(table: &str) -> String {
-    match table.parse::<longshore_domain::TableName>() {
-        Ok(name) => {
-            let quoted = |part: &str| format!("\"{}\"", part.replace('"', "\"\""));
-            name.schema().map(|schema| quoted(schema) + ".").unwrap_or_default() + &quoted(name.name())
-        }
-        Err(_) => table.to_owned(),
-    }
 }

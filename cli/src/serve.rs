@@ -4,13 +4,16 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio::signal::unix::SignalKind;
 
 use longshore_actors::Node;
+use longshore_domain::ImportState;
+use longshore_storage::database::{ImportFilter, ImportRecord};
 
 use crate::settings::Settings;
-use crate::wire::{Wired, require_cluster, wire};
+use crate::signals::stop_on;
+use crate::waiting::Patience;
+use crate::wire::{Start, Wired, reachable, require_cluster, wire};
 
 /// Which parts a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,16 @@ pub enum Role {
     Serve,
     Api,
     Worker,
+}
+
+impl Role {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Api => "api",
+            Self::Worker => "worker",
+        }
+    }
 }
 
 /// Runs a role until it is told to stop.
@@ -36,11 +49,20 @@ pub async fn run(role: Role, settings: &Settings) -> Result<()> {
         Some(address) => Some(bind(address).await?),
         None => None,
     };
-    let stop = stop_signal()?;
+    let stop = stop_on(&[SignalKind::terminate(), SignalKind::interrupt()])?;
+    let address = listen.map(|address| format!(" at http://{}", reachable(address))).unwrap_or_default();
+    let start = Start {
+        works: role != Role::Api,
+        patience: Patience::Endless,
+        owner: format!("longshore {}{address}", role.name()),
+    };
     let wired = tokio::select! {
-        wired = wire(settings, role != Role::Api) => wired?,
+        wired = wire(settings, &start) => wired?,
         () = stop.cancelled() => return Ok(()),
     };
+    for import in interrupted(settings, &wired).await? {
+        tracing::info!(import_id = %import.id, table = %import.request.destination.table, "continuing an import that was interrupted");
+    }
     let node = match role {
         Role::Api => None,
         Role::Serve | Role::Worker => Some(start_node(&wired).await?),
@@ -83,23 +105,20 @@ pub async fn start_node(wired: &Wired) -> Result<Node> {
     Node::start(wired.services.clone()).await.context("the actors did not start")
 }
 
-/// Cancelled by SIGTERM or Ctrl-C; a second one ends the process at once.
-fn stop_signal() -> Result<CancellationToken> {
-    let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let told = stop.clone();
-    tokio::spawn(async move {
-        for again in [false, true] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if again {
-                std::process::exit(130);
-            }
-            told.cancel();
+/// What the last owner of the data directory left unfinished, oldest first: the node goes on with it. Nothing where the
+/// control database is elsewhere, since others may be at it.
+pub async fn interrupted(settings: &Settings, wired: &Wired) -> Result<Vec<ImportRecord>> {
+    const STATES: [ImportState; 4] =
+        [ImportState::Queued, ImportState::Planning, ImportState::Running, ImportState::Publishing];
+    /// More than anybody reads.
+    const MOST: u64 = 100;
+    let mut imports = Vec::new();
+    if settings.database_url.is_none() {
+        for state in STATES {
+            let filter = ImportFilter { state: Some(state), ..ImportFilter::default() };
+            imports.extend(wired.services.database.imports(&filter, MOST).await?);
         }
-    });
-    Ok(stop)
+    }
+    imports.sort_by_key(|import| import.id);
+    Ok(imports)
 }

@@ -97,6 +97,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// `None`: no traces are sent.
     pub otlp_endpoint: Option<Url>,
+    /// Which server commands ask, perhaps with a password; read by the client, since only it needs one.
+    pub server: Option<Secret>,
 }
 
 impl Settings {
@@ -323,6 +325,7 @@ impl Values {
                 })?
                 .unwrap_or(LogFormat::Text),
             otlp_endpoint: self.otlp_endpoint()?,
+            server: self.take("SERVER").map(Secret::new),
         })
     }
 }

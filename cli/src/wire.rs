@@ -1,7 +1,7 @@
 //! Wiring: settings to the parts of a process. The only place where implementations are chosen.
 
 use std::fs::{File, TryLockError};
-use std::future::Future;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,22 +15,25 @@ use longshore_actors::{NodeSettings, Running, Services};
 use longshore_api::ApiState;
 use longshore_storage::bus::Bus;
 use longshore_storage::bus::in_process::InProcessBus;
-use longshore_storage::bus::nats::{NatsBus, NatsConfig};
+use longshore_storage::bus::nats::{NatsBus, NatsConfig, inspect as nats};
 use longshore_storage::database::Database;
 use longshore_storage::destination::Destination;
 use longshore_storage::destination::gate::WriteGate;
 use longshore_storage::destination::postgres::PostgresDestination;
 use longshore_storage::destination::sqlite::SqliteDestination;
+use longshore_storage::inspect;
 use longshore_storage::objects::{EmbeddedConfig, EmbeddedStore, ObjectStore, S3Config, S3Store, Secret};
 
 use crate::settings::{S3Settings, Settings};
-
-/// The longest pause between two tries of a dependency that is down at the start.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+use crate::usage::Usage;
+use crate::waiting::{Dependency, Patience, wait_for};
 
 /// How often the lock of the data directory is tried: `longshore doctor` looks at it for a moment.
 const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// How much of the name of the data directory's owner is read, in bytes.
+const LONGEST_OWNER: u64 = 200;
 
 /// Sessions of the destination's pool besides one a worker: owners, the API.
 const SPARE_SESSIONS: u32 = 6;
@@ -75,36 +78,47 @@ pub fn require_cluster(settings: &Settings, role: &str) -> Result<()> {
     if settings.destination_url.is_some() && !is_postgres(settings.destination_url.as_ref()) {
         missing.push("LONGSHORE_DESTINATION_URL (postgres://…, or not at all)");
     }
-    if !missing.is_empty() {
-        bail!(
-            "`longshore {role}` is one role of a cluster and needs {}; `longshore serve` needs none",
-            missing.join(", ")
-        );
+    if missing.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let missing = missing.join(", ");
+    Err(Usage(format!("`longshore {role}` is one role of a cluster and needs {missing}; `longshore serve` needs none"))
+        .into())
 }
 
 fn is_postgres(url: Option<&Secret>) -> bool {
     url.is_some_and(|url| url.expose().starts_with("postgres"))
 }
 
+/// How a process starts.
+pub struct Start {
+    /// Whether chunks are worked on here.
+    pub works: bool,
+    /// How long parts that are down are waited for.
+    pub patience: Patience,
+    /// What the process is called where another one finds the data directory taken.
+    pub owner: String,
+}
+
 /// Makes every part and waits for those that are down.
-/// `works`: whether chunks are worked on here.
-pub async fn wire(settings: &Settings, works: bool) -> Result<Wired> {
+///
+/// # Errors
+/// What waiting does not mend, or has not mended until patience ended.
+pub async fn wire(settings: &Settings, start: &Start) -> Result<Wired> {
     let database_url = settings.database_url.clone().unwrap_or_else(|| default_database_url(settings));
     let destination_url = settings.destination_url.clone().unwrap_or_else(|| database_url.clone());
     let owns_folder = settings.database_url.is_none() || settings.s3.is_none();
-    let lock = if owns_folder { Some(lock_folder(&settings.data_dir).await?) } else { None };
+    let lock = if owns_folder { Some(lock_folder(&settings.data_dir, &start.owner).await?) } else { None };
 
     let gate = WriteGate::new();
-    let database = connect_database(&database_url, &gate).await?;
+    let database = connect_database(settings, &database_url, &gate, start.patience).await?;
     if settings.database_url.is_none() {
         // The folder's lock is ours: whoever held a lease in its database is gone.
         database.release_all().await?;
     }
-    let (destination, destination_file) = connect_destination(settings, &destination_url, &gate, works).await?;
-    let bus = connect_bus(settings).await?;
-    let (objects, embedded) = connect_objects(settings, &bus).await?;
+    let (destination, destination_file) = connect_destination(settings, &destination_url, &gate, start).await?;
+    let bus = connect_bus(settings, start.patience).await?;
+    let (objects, embedded) = connect_objects(settings, &bus, start.patience).await?;
     let node = NodeSettings {
         name: process_name(),
         workers: settings.workers,
@@ -120,17 +134,24 @@ pub fn default_database_url(settings: &Settings) -> Secret {
     Secret::new(format!("sqlite://{}?mode=rwc", settings.data_dir.join("longshore.sqlite").display()))
 }
 
-/// One process owns the folder at a time.
-async fn lock_folder(folder: &Path) -> Result<File> {
+/// One process owns the folder at a time, and is named in the lock's file.
+async fn lock_folder(folder: &Path, owner: &str) -> Result<File> {
+    let shown = folder.display();
+    if folder.exists() && !folder.is_dir() {
+        bail!(
+            "LONGSHORE_DATA_DIR: {shown} is a file; the data directory has to be a folder, which is made where it is missing"
+        );
+    }
     std::fs::create_dir_all(folder)
-        .with_context(|| format!("the data directory {} cannot be made", folder.display()))?;
+        .with_context(|| format!("LONGSHORE_DATA_DIR: the data directory {shown} cannot be made"))?;
     let path = folder.join("lock");
-    let lock = File::options()
+    let mut lock = File::options()
         .create(true)
         .truncate(false)
+        .read(true)
         .write(true)
         .open(&path)
-        .with_context(|| format!("{} cannot be opened", path.display()))?;
+        .with_context(|| format!("LONGSHORE_DATA_DIR: {} cannot be opened", path.display()))?;
     let mut locked = lock.try_lock();
     for _ in 1..LOCK_TRIES {
         if !matches!(locked, Err(TryLockError::WouldBlock)) {
@@ -140,13 +161,25 @@ async fn lock_folder(folder: &Path) -> Result<File> {
         locked = lock.try_lock();
     }
     match locked {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => bail!(
-            "another longshore process owns the data directory {}; stop it, use its address with --server, or set LONGSHORE_DATA_DIR",
-            folder.display()
-        ),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            // Who it is only helps; that it is there is known.
+            let _ = (&mut lock).take(LONGEST_OWNER).read_to_string(&mut owner);
+            let owner = if owner.is_empty() { String::new() } else { format!(" ({owner})") };
+            bail!(
+                "another longshore process{owner} owns the data directory {shown}; stop it, use its address with --server, or \
+                 set LONGSHORE_DATA_DIR"
+            )
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("{} cannot be locked", path.display()));
+        }
     }
+    lock.set_len(0)
+        .and_then(|()| write!(lock, "{owner}, process {}", std::process::id()))
+        .with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(lock)
 }
 
 /// `<host>-<pid>-<random>`: different for each process, also in containers where every pid is 1.
@@ -157,81 +190,95 @@ fn process_name() -> String {
     format!("{host}-{}-{}", std::process::id(), &random[26..])
 }
 
-/// Tries until it succeeds, and says what it waits for.
-async fn wait_for<T, E, F>(what: &str, mut connect: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Result<T, E>>,
-    E: std::fmt::Display,
-{
-    let mut pause = Duration::from_millis(200);
-    loop {
-        match connect().await {
-            Ok(value) => return value,
-            Err(error) => tracing::warn!(%error, retry_in_ms = pause.as_millis() as u64, "waiting for {what}"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
-async fn connect_database(url: &Secret, gate: &Arc<WriteGate>) -> Result<Database> {
+async fn connect_database(
+    settings: &Settings,
+    url: &Secret,
+    gate: &Arc<WriteGate>,
+    patience: Patience,
+) -> Result<Database> {
+    let setting = if settings.database_url.is_some() { "LONGSHORE_DATABASE_URL" } else { "LONGSHORE_DATA_DIR" };
     if let Some(path) = sqlite_path(url) {
         make_parent(&path)?;
+        check_sqlite(setting, url, &path).await?;
     }
-    Ok(wait_for("the control database", || async {
-        let database = Database::connect(url.expose(), Some(Arc::clone(gate))).await?;
-        database.migrate().await?;
-        Ok::<_, longshore_storage::database::DatabaseError>(database)
+    wait_for(Dependency { what: "the control database", setting }, patience, || async {
+        reach_postgres(url).await?;
+        let connected = Database::connect(url.expose(), Some(Arc::clone(gate))).await;
+        let database = connected.map_err(|error| error.to_string())?;
+        database.migrate().await.map_err(|error| error.to_string())?;
+        Ok::<_, String>(database)
     })
-    .await)
+    .await
+}
+
+/// Why a PostgreSQL server does not let us in: pools tell only that they waited.
+async fn reach_postgres(url: &Secret) -> Result<(), String> {
+    if is_postgres(Some(url)) { inspect::reach_postgres(url.expose()).await } else { Ok(()) }
+}
+
+/// A file that is no database, or that may not be written, is not waited for.
+async fn check_sqlite(setting: &str, url: &Secret, path: &Path) -> Result<()> {
+    let makes = url.expose().contains("mode=rwc");
+    if !path.exists() && !makes {
+        bail!("{setting}: there is no file {}; with ?mode=rwc behind the path it is made", path.display());
+    }
+    let file = path.to_owned();
+    let usable = tokio::task::spawn_blocking(move || inspect::sqlite_usable(&file, makes)).await?;
+    usable.map_err(|reason| anyhow::anyhow!("{setting}: {} cannot be used: {reason}", path.display()))
 }
 
 async fn connect_destination(
     settings: &Settings,
     url: &Secret,
     gate: &Arc<WriteGate>,
-    works: bool,
+    start: &Start,
 ) -> Result<(Arc<dyn Destination>, Option<PathBuf>)> {
+    let setting = match (&settings.destination_url, &settings.database_url) {
+        (Some(_), _) => "LONGSHORE_DESTINATION_URL",
+        (None, Some(_)) => "LONGSHORE_DATABASE_URL",
+        (None, None) => "LONGSHORE_DATA_DIR",
+    };
     let path = sqlite_path(url);
     let destination: Arc<dyn Destination> = match &path {
         Some(path) => {
             make_parent(path)?;
+            check_sqlite(setting, url, path).await?;
             Arc::new(SqliteDestination::open(path, Arc::clone(gate)).map_err(|error| anyhow::anyhow!("{error}"))?)
         }
         None => {
-            let workers = if works { u32::try_from(settings.workers.get()).unwrap_or(u32::MAX) } else { 0 };
+            let workers = if start.works { u32::try_from(settings.workers.get()).unwrap_or(u32::MAX) } else { 0 };
             let sessions = workers.saturating_add(SPARE_SESSIONS);
-            let destination = PostgresDestination::connect(url.expose(), sessions).map_err(|_| {
-                anyhow::anyhow!(
-                    "the setting LONGSHORE_DESTINATION_URL (or LONGSHORE_DATABASE_URL) is no PostgreSQL URL"
-                )
-            })?;
+            let destination = PostgresDestination::connect(url.expose(), sessions)
+                .map_err(|_| anyhow::anyhow!("the setting {setting} is no PostgreSQL URL"))?;
             Arc::new(destination)
         }
     };
-    wait_for("the destination", || destination.prepare()).await;
+    wait_for(Dependency { what: "the destination", setting }, start.patience, || async {
+        reach_postgres(url).await?;
+        destination.prepare().await.map_err(|error| error.to_string())
+    })
+    .await?;
     Ok((destination, path))
 }
 
-async fn connect_bus(settings: &Settings) -> Result<Arc<dyn Bus>> {
-    let bus: Arc<dyn Bus> = match &settings.nats_url {
-        None => Arc::new(InProcessBus::new()),
-        Some(url) => {
-            let config = NatsConfig::new(url.expose(), &settings.nats_events_subject);
-            Arc::new(
-                NatsBus::connect(config)
-                    .await
-                    .map_err(|error| anyhow::anyhow!("the setting LONGSHORE_NATS_URL: {error}"))?,
-            )
-        }
-    };
-    wait_for("NATS", || bus.prepare()).await;
-    Ok(bus)
+async fn connect_bus(settings: &Settings, patience: Patience) -> Result<Arc<dyn Bus>> {
+    const SETTING: &str = "LONGSHORE_NATS_URL";
+    let Some(url) = &settings.nats_url else { return Ok(Arc::new(InProcessBus::new())) };
+    let config = NatsConfig::new(url.expose(), &settings.nats_events_subject);
+    let bus =
+        NatsBus::connect(config.clone()).await.map_err(|error| anyhow::anyhow!("the setting {SETTING}: {error}"))?;
+    wait_for(Dependency { what: "NATS", setting: SETTING }, patience, || async {
+        let Err(error) = bus.prepare().await else { return Ok(()) };
+        // Whoever connects in the background does not say why it fails.
+        Err(nats::reach(&config).await.err().unwrap_or(error))
+    })
+    .await?;
+    Ok(Arc::new(bus))
 }
 
 type Objects = (Arc<dyn ObjectStore>, Option<Arc<EmbeddedStore>>);
 
-async fn connect_objects(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Objects> {
+async fn connect_objects(settings: &Settings, bus: &Arc<dyn Bus>, patience: Patience) -> Result<Objects> {
     let (store, embedded): Objects = match &settings.s3 {
         Some(s3) => (Arc::new(S3Store::new(s3_config(settings, s3))?), None),
         None => {
@@ -239,7 +286,8 @@ async fn connect_objects(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Obje
             (Arc::clone(&embedded) as Arc<dyn ObjectStore>, Some(embedded))
         }
     };
-    wait_for("the object storage", || store.prepare()).await;
+    let setting = if settings.s3.is_some() { "LONGSHORE_S3_ENDPOINT" } else { "LONGSHORE_DATA_DIR" };
+    wait_for(Dependency { what: "the object storage", setting }, patience, || store.prepare()).await?;
     Ok((store, embedded))
 }
 
@@ -339,7 +387,6 @@ pub fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// Written beside and renamed, readable by the owner only.
 fn keep(path: &Path, kept: &Kept) -> Result<()> {
-    use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {

@@ -56,6 +56,25 @@ pub struct DatabaseFacts {
 /// # Errors
 /// What was seen instead, without credentials.
 pub async fn postgres(url: &str, tables: &[&str]) -> Result<DatabaseFacts, String> {
+    let (mut connection, place) = connect(url).await?;
+    let facts = ask_postgres(&mut connection, place, tables).await.map_err(reason);
+    // What it still holds is rolled back by that, whatever happened.
+    let _ = connection.close().await;
+    facts
+}
+
+/// Whether a PostgreSQL server lets us in.
+///
+/// # Errors
+/// Why it does not, with its address, without credentials.
+pub async fn reach_postgres(url: &str) -> Result<(), String> {
+    let (connection, _) = connect(url).await?;
+    let _ = connection.close().await;
+    Ok(())
+}
+
+/// A connection, and what it leads to.
+async fn connect(url: &str) -> Result<(PgConnection, String), String> {
     // The error's text may hold the URL.
     let options: PgConnectOptions = url.parse().map_err(|_| "the URL is not valid".to_owned())?;
     let options = options
@@ -70,13 +89,10 @@ pub async fn postgres(url: &str, tables: &[&str]) -> Result<DatabaseFacts, Strin
         options.get_database().unwrap_or(options.get_username())
     );
     let connection = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
-    let mut connection = connection
+    let connection = connection
         .map_err(|_| format!("{place} does not answer within {CONNECT_TIMEOUT:?}"))?
         .map_err(|error| format!("{place}: {}", reason(error)))?;
-    let facts = ask_postgres(&mut connection, place, tables).await.map_err(reason);
-    // What it still holds is rolled back by that, whatever happened.
-    let _ = connection.close().await;
-    facts
+    Ok((connection, place))
 }
 
 async fn ask_postgres(
@@ -147,6 +163,26 @@ async fn try_table(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
+/// Whether a SQLite file can be opened and written to; blocks. A lock of somebody else is no fault.
+///
+/// # Errors
+/// What waiting does not mend: the file is no database, or may not be written.
+pub fn sqlite_usable(path: &Path, make: bool) -> Result<(), String> {
+    let access = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = if make { access | OpenFlags::SQLITE_OPEN_CREATE } else { access };
+    let opened = rusqlite::Connection::open_with_flags(path, flags);
+    match opened.and_then(|connection| connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")) {
+        Err(error) if for_good(&error) => Err(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+fn for_good(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase, PermissionDenied, ReadOnly};
+    let code = error.sqlite_error_code();
+    matches!(code, Some(CannotOpen | DatabaseCorrupt | NotADatabase | PermissionDenied | ReadOnly))
+}
+
 /// A name that no other table has, of digits and letters only.
 fn probe_table() -> String {
     format!("longshore_doctor_{}", Uuid::now_v7().simple())
@@ -208,6 +244,20 @@ pub fn sqlite(path: &Path, tables: &[&str], write: bool) -> Result<DatabaseFacts
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sqlite_file_is_usable_unless_waiting_is_in_vain() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sqlite");
+        assert!(sqlite_usable(&path, false).is_err() && !path.exists());
+        assert_eq!(sqlite_usable(&path, true), Ok(()));
+        let owner = rusqlite::Connection::open(&path).unwrap();
+        owner.execute_batch("CREATE TABLE t (a); BEGIN EXCLUSIVE").unwrap();
+        assert_eq!(sqlite_usable(&path, false), Ok(()), "another's lock passes");
+        std::fs::write(folder.path().join("b.sqlite"), "a,b\n1,2\n").unwrap();
+        assert!(sqlite_usable(&folder.path().join("b.sqlite"), true).unwrap_err().contains("not a database"));
+        assert!(sqlite_usable(folder.path(), true).is_err());
+    }
 
     #[test]
     fn a_look_at_a_sqlite_file_changes_nothing_in_it() {

@@ -25,7 +25,15 @@ pub struct Seen {
 struct Part {
     name: &'static str,
     setting: &'static str,
+    /// Whether that setting is set; where it is not, the file is in the data directory.
+    given: bool,
     tables: &'static [&'static str],
+}
+
+impl Part {
+    fn file_setting(&self) -> &'static str {
+        if self.given { self.setting } else { "LONGSHORE_DATA_DIR" }
+    }
 }
 
 /// Looks at both, at once.
@@ -35,8 +43,18 @@ pub async fn check(settings: &Settings, owner: &Owner) -> Seen {
     let destination_url = settings.destination_url.as_ref().unwrap_or(database_url);
     let setting =
         if settings.destination_url.is_some() { "LONGSHORE_DESTINATION_URL" } else { "LONGSHORE_DATABASE_URL" };
-    let control = Part { name: "database", setting: "LONGSHORE_DATABASE_URL", tables: &CONTROL_TABLES };
-    let loads = Part { name: "destination", setting, tables: &DESTINATION_TABLES };
+    let control = Part {
+        name: "database",
+        setting: "LONGSHORE_DATABASE_URL",
+        given: settings.database_url.is_some(),
+        tables: &CONTROL_TABLES,
+    };
+    let loads = Part {
+        name: "destination",
+        setting,
+        given: settings.destination_url.is_some() || settings.database_url.is_some(),
+        tables: &DESTINATION_TABLES,
+    };
     let ((first, database), (second, destination)) =
         tokio::join!(look(&control, database_url, owner), look(&loads, destination_url, owner));
     Seen { checks: vec![first, second], database, destination }
@@ -55,6 +73,14 @@ async fn look(part: &Part, url: &Secret, owner: &Owner) -> (Check, Option<Databa
     };
     match facts {
         Ok(facts) => (judge(part, &facts), Some(facts)),
+        Err(reason) if sqlite_path(url).is_some() => {
+            let advice = format!(
+                "let {} name a SQLite file that this account may read and write, with its folder, or one that is not there \
+                 yet",
+                part.file_setting()
+            );
+            (Check::fail(part.name, reason, advice), None)
+        }
         Err(reason) => {
             let advice = format!(
                 "check {}: its host, port, user, password and database, and that the server runs and lets this machine in",
@@ -74,7 +100,14 @@ fn judge(part: &Part, facts: &DatabaseFacts) -> Check {
     let Part { name, setting, .. } = part;
     let place = format!("{}, {}", facts.version, facts.place);
     let schema = facts.schema.as_deref().unwrap_or("public");
-    let check = if let Some(Err(reason)) = &facts.writable {
+    let check = if let (Some(Err(reason)), 0) = (&facts.writable, facts.version_number) {
+        let advice = format!(
+            "let this account write to {} and its folder, where SQLite keeps files beside it ({})",
+            facts.place,
+            part.file_setting()
+        );
+        Check::fail(name, format!("{place}: tables cannot be made: {reason}"), advice)
+    } else if let Some(Err(reason)) = &facts.writable {
         let advice = format!(
             "let the user of {setting} make and write tables: GRANT CREATE, USAGE ON SCHEMA {schema} TO its role; on a \
              standby, name the primary in {setting}"

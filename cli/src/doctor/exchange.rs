@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use longshore_domain::ByteRange;
-use longshore_storage::bus::nats::NatsConfig;
-use longshore_storage::bus::nats::inspect::EventListener;
 use longshore_storage::objects::probe::PutAnswer;
 use longshore_storage::objects::{ObjectError, ObjectStore as _, PresignedPut, PutTerms, S3Config, S3Store};
 use longshore_storage::start::probe_key;
 
+use super::Role;
+use super::events::{self, Events};
 use super::report::{Check, Status};
 use crate::settings::{S3Settings, Settings};
 use crate::wire::s3_config;
@@ -21,39 +21,29 @@ const BODY: &[u8] = b"probe\nof longshore doctor\n";
 /// As long as all of it may take.
 const URL_LASTS: Duration = Duration::from_secs(300);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long an event may take; MinIO with a queue folder takes 3 s.
-const EVENT_PATIENCE: Duration = Duration::from_secs(10);
-/// The same where nothing seems to be set up that would tell.
-const EVENT_LOOK: Duration = Duration::from_secs(4);
-
-/// What is to be seen of storage events.
-pub enum Events {
-    /// Nothing, and why.
-    Skipped(String),
-    /// They come over NATS.
-    Awaited {
-        /// Whether the bucket is set up so that they have to.
-        must_come: bool,
-    },
-}
-
 /// What the checks of one exchange share.
 struct Exchange<'a> {
     settings: &'a Settings,
+    role: Role,
     store: S3Store,
     key: String,
     put: PresignedPut,
     /// Where clients reach the storage, and the setting that says so.
     place: String,
     setting: &'static str,
+    /// What begins the settings of the key that signs.
+    signer: &'static str,
+    /// Whether the storage is the service's own endpoint.
+    embedded: bool,
 }
 
 /// Uploads, reads, listens, removes.
 pub async fn check(
     settings: &Settings,
+    role: Role,
     s3: &S3Settings,
     store: S3Store,
-    events: Events,
+    awaited: Events,
     api: Option<String>,
 ) -> Vec<Check> {
     let key = probe_key();
@@ -61,8 +51,23 @@ pub async fn check(
     let differs = config.public_endpoint != config.endpoint;
     let setting = if differs { "LONGSHORE_S3_PUBLIC_ENDPOINT" } else { "LONGSHORE_S3_ENDPOINT" };
     let place = config.public_endpoint.origin().ascii_serialization();
-    let public = Exchange::new(settings, store, &key, place, setting);
-    let mut listener = listen(settings, &events).await;
+    let terms = PutTerms {
+        content_type: "text/csv".to_owned(),
+        content_length: Some(BODY.len() as u64),
+        expires_in: URL_LASTS,
+    };
+    let public = Exchange {
+        put: store.presign_put(&key, &terms),
+        signer: if s3.signer.is_some() { "LONGSHORE_S3_SIGNER_" } else { "LONGSHORE_S3_" },
+        embedded: settings.s3.is_none(),
+        settings,
+        role,
+        store,
+        key,
+        place,
+        setting,
+    };
+    let mut listener = events::listen(settings, &awaited).await;
     let begun = Instant::now();
     let mut upload = public.upload().await;
     let mut exchange = public;
@@ -71,7 +76,8 @@ pub async fn check(
         let place = config.endpoint.origin().ascii_serialization();
         let inner = S3Config { public_endpoint: config.endpoint.clone(), ..config };
         if let Ok(store) = S3Store::new(inner) {
-            exchange = Exchange::new(settings, store, &key, place, "LONGSHORE_S3_ENDPOINT");
+            let put = store.presign_put(&exchange.key, &terms);
+            exchange = Exchange { store, put, place, setting: "LONGSHORE_S3_ENDPOINT", ..exchange };
             let second = exchange.upload().await;
             if second.check.status == Status::Ok {
                 upload.check.detail += "; the same upload to LONGSHORE_S3_ENDPOINT works";
@@ -87,18 +93,10 @@ pub async fn check(
     let (reads, cors, events) = tokio::join!(
         exchange.reads(),
         exchange.cors(upload.readable, api.as_deref()),
-        exchange.events(&events, listener.as_mut(), begun),
+        events::heard(settings, &awaited, listener.as_mut(), &exchange.key, begun),
     );
     let upload = exchange.tidy(upload.check).await;
     vec![upload, reads, cors, events]
-}
-
-type Listener = Result<EventListener, String>;
-
-async fn listen(settings: &Settings, events: &Events) -> Option<Listener> {
-    let (Events::Awaited { .. }, Some(url)) = (events, &settings.nats_url) else { return None };
-    let config = NatsConfig::new(url.expose(), &settings.nats_events_subject);
-    Some(EventListener::listen(&config).await.map_err(|error| error.to_string()))
 }
 
 /// What became of the upload.
@@ -109,17 +107,7 @@ struct Upload {
     readable: bool,
 }
 
-impl<'a> Exchange<'a> {
-    fn new(settings: &'a Settings, store: S3Store, key: &str, place: String, setting: &'static str) -> Self {
-        let terms = PutTerms {
-            content_type: "text/csv".to_owned(),
-            content_length: Some(BODY.len() as u64),
-            expires_in: URL_LASTS,
-        };
-        let put = store.presign_put(key, &terms);
-        Self { settings, store, key: key.to_owned(), put, place, setting }
-    }
-
+impl Exchange<'_> {
     /// The page that an upload comes from, where pages may.
     fn origin(&self) -> Option<&str> {
         self.settings
@@ -195,14 +183,25 @@ impl<'a> Exchange<'a> {
                 "a proxy in front of the storage has to pass the Host header on as LONGSHORE_S3_PUBLIC_ENDPOINT names it".to_owned()
             }
             Some("AccessDenied") => {
-                "let the access key of LONGSHORE_S3_ACCESS_KEY_ID put objects (s3:PutObject under imports/)".to_owned()
+                let worker = match self.role {
+                    Role::Serve if self.signer == "LONGSHORE_S3_" => {
+                        "; a worker needs no such right: longshore doctor --role worker"
+                    }
+                    _ => "",
+                };
+                format!(
+                    "let the key of {}ACCESS_KEY_ID put objects (s3:PutObject under imports/ of the bucket {}, which \
+                     LONGSHORE_S3_BUCKET names){worker}",
+                    self.signer, self.settings.s3_bucket
+                )
             }
+            Some("InvalidAccessKeyId") => format!("check {}ACCESS_KEY_ID: the storage does not know this key", self.signer),
             Some("NotImplemented") => {
                 "this server does not know `if-none-match` at a PUT: take a newer one, or another".to_owned()
             }
             _ => format!(
-                "check LONGSHORE_S3_SECRET_ACCESS_KEY, LONGSHORE_S3_REGION, {}, and the clock below",
-                self.setting
+                "check {}SECRET_ACCESS_KEY, LONGSHORE_S3_REGION, {}, and the clock below",
+                self.signer, self.setting
             ),
         }
     }
@@ -247,10 +246,11 @@ impl<'a> Exchange<'a> {
         if origins.is_empty() {
             return Check::skipped(NAME, "LONGSHORE_CORS_ORIGINS is not set: no uploads from web pages");
         }
-        let mut refused = Vec::new();
+        let (mut refused, mut by_storage) = (Vec::new(), false);
         for origin in origins.iter() {
             if let Err(reason) = self.store.preflight(&self.put, origin).await {
                 refused.push(format!("{origin}: {reason}"));
+                by_storage = true;
             }
             if let Some(base) = api
                 && let Err(reason) = api_preflight(base, origin).await
@@ -258,10 +258,14 @@ impl<'a> Exchange<'a> {
                 refused.push(format!("{origin} at {base}: {reason}"));
             }
         }
-        let advice = format!(
-            "start the service with LONGSHORE_CORS_ORIGINS={origins}, which sets the bucket's CORS where the server can; on MinIO set \
-             MINIO_API_CORS_ALLOW_ORIGIN={origins} for the server"
-        );
+        let advice = if self.embedded || (!by_storage && !refused.is_empty()) {
+            format!("start the service anew with LONGSHORE_CORS_ORIGINS={origins}")
+        } else {
+            format!(
+                "MinIO knows no rule of a bucket: start it with MINIO_API_CORS_ALLOW_ORIGIN={origins}; other servers get the rule at \
+                 the start of the service, where its key may set it (s3:PutBucketCORS), or from an administrator"
+            )
+        };
         if !refused.is_empty() {
             return Check::fail(NAME, format!("not let in: {}", refused.join("; ")), advice);
         }
@@ -271,51 +275,21 @@ impl<'a> Exchange<'a> {
         Check::ok(NAME, format!("pages of {origins} may upload, and read refusals"))
     }
 
-    async fn events(&self, events: &Events, listener: Option<&mut Listener>, begun: Instant) -> Check {
-        const NAME: &str = "events";
-        let must_come = match events {
-            Events::Skipped(why) => return Check::skipped(NAME, why),
-            Events::Awaited { must_come } => *must_come,
-        };
-        let listener = match listener {
-            Some(Ok(listener)) => listener,
-            Some(Err(reason)) => return Check::skipped(NAME, format!("NATS does not let the doctor listen: {reason}")),
-            None => return Check::skipped(NAME, "there is nothing to listen to"),
-        };
-        let subject = &self.settings.nats_events_subject;
-        let patience = if must_come { EVENT_PATIENCE } else { EVENT_LOOK };
-        let silent = format!("nothing told of the upload on {subject} within {} s", patience.as_secs());
-        match listener.hears_of(self.store.bucket(), &self.key, patience).await {
-            Ok(true) => {
-                let delay = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                Check::ok(NAME, format!("{delay} ms from the upload to its event on {subject}")).with("delay_ms", delay)
-            }
-            Ok(false) if must_come => Check::fail(
-                NAME,
-                silent,
-                "let the storage publish to the NATS of LONGSHORE_NATS_URL and the subject of LONGSHORE_NATS_EVENTS_SUBJECT \
-                 (MinIO: MINIO_NOTIFY_NATS_ADDRESS_<id> and _SUBJECT_<id>); until then imports start by the complete call or the \
-                 sweep",
-            ),
-            Ok(false) => Check::warn(
-                NAME,
-                silent,
-                "see notification; without events imports start by the complete call or the sweep",
-            ),
-            Err(error) => Check::warn(NAME, error.to_string(), "see nats"),
-        }
-    }
-
     /// Removes what was uploaded, or says where it stays.
     async fn tidy(&self, upload: Check) -> Check {
         let removed = tokio::time::timeout(READ_TIMEOUT, self.store.delete(&self.key)).await;
         let reason = match removed {
             Ok(Ok(())) => return upload,
+            // Longshore removes nothing else, so its key need not.
+            Ok(Err(ObjectError::Refused { .. })) => "this key may not remove it, and need not".to_owned(),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {} s", READ_TIMEOUT.as_secs()),
         };
-        let mut upload = upload.with("left", self.key.clone());
-        upload.detail += &format!("; {} stays, which no import has: {reason}", self.key);
+        let (key, bucket) = (&self.key, self.store.bucket());
+        let mut upload = upload.with("left", key.clone());
+        upload.detail += &format!(
+            "; {key} stays, which no import has: {reason}; an administrator removes it: mc rm ALIAS/{bucket}/{key}"
+        );
         upload
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::Role;
 use super::report::Check;
 use crate::settings::Settings;
-use crate::wire::reachable;
+use crate::wire::{reachable, require_cluster};
 
 /// How long a service may take over its readiness: it asks its own dependencies.
 const READY_TIMEOUT: Duration = Duration::from_secs(8);
@@ -38,7 +39,7 @@ impl Owner {
 }
 
 /// Which settings are set, and what they make of the parts. Never their values.
-pub fn settings(settings: &Settings) -> Check {
+pub fn settings(settings: &Settings, role: Role) -> Check {
     let given = &settings.given;
     let kind = |url: Option<&longshore_storage::objects::Secret>| match url {
         Some(url) if url.expose().starts_with("postgres") => "PostgreSQL",
@@ -50,21 +51,40 @@ pub fn settings(settings: &Settings) -> Check {
     let storage = if settings.s3.is_some() { "S3 server" } else { "embedded S3 endpoint" };
     let names = if given.is_empty() { "none is set".to_owned() } else { given.join(", ") };
     let detail = format!("control database {database}, destination {destination}, {bus}, {storage}; {names}");
-    Check::ok("settings", detail)
+    let lacks = role.of_a_cluster().and_then(|role| require_cluster(settings, role).err());
+    let check = match lacks {
+        None => Check::ok("settings", detail),
+        Some(lack) => {
+            let advice = "give the doctor the settings that this role is started with";
+            Check::fail("settings", format!("{lack}; {detail}"), advice)
+        }
+    };
+    check
         .with("given", given.clone())
         .with("parts", json!({"database": database, "destination": destination, "bus": bus, "storage": storage}))
 }
 
 /// Asks the service at `LONGSHORE_LISTEN` whether it is ready; and whether one answered.
-pub async fn check(settings: &Settings) -> (Check, bool) {
+pub async fn check(settings: &Settings, role: Role) -> (Check, bool) {
+    const NAME: &str = "service";
+    if role == Role::Worker && settings.listen.is_none() {
+        return (Check::skipped(NAME, "LONGSHORE_LISTEN is not set: a worker listens only where it is"), false);
+    }
     let base = format!("http://{}", reachable(settings.api_listen()));
     let client = reqwest::Client::builder().timeout(READY_TIMEOUT).no_proxy().build();
     let answer = match client {
         Ok(client) => client.get(format!("{base}/readyz")).send().await,
         Err(error) => Err(error),
     };
-    let Ok(answer) = answer else {
-        return (Check::skipped("service", format!("none answers at {base} (LONGSHORE_LISTEN)")), false);
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) if error.is_timeout() => {
+            let detail =
+                format!("something listens at {base}, and does not answer within {} s", READY_TIMEOUT.as_secs());
+            let advice = "a service that still starts says in its log what it is waiting for: see the checks below";
+            return (Check::warn(NAME, detail, advice), false);
+        }
+        Err(_) => return (Check::skipped(NAME, format!("none answers at {base} (LONGSHORE_LISTEN)")), false),
     };
     let status = answer.status();
     let body: Value = answer.json().await.unwrap_or_default();

@@ -9,7 +9,10 @@ use longshore_storage::objects::{
     EmbeddedConfig, EmbeddedStore, ObjectError, ObjectStore as _, S3Config, S3Store, Secret,
 };
 
-use super::exchange::{self, Events};
+use super::Role;
+use super::events::{Events, Told};
+use super::exchange;
+use super::reader;
 use super::report::Check;
 use super::service::{Owner, Scratch};
 use crate::settings::{S3Settings, Settings};
@@ -32,11 +35,11 @@ impl Seen {
 }
 
 /// Checks the storage that the settings mean.
-pub async fn check(settings: &Settings, owner: &Owner, service_answers: bool) -> Seen {
+pub async fn check(settings: &Settings, role: Role, owner: &Owner, service_answers: bool) -> Seen {
     match (&settings.s3, owner) {
-        (Some(s3), _) => server(settings, s3, service_answers).await,
+        (Some(s3), _) => server(settings, role, s3, service_answers).await,
         (None, Owner::Running) => match running_embedded(settings) {
-            Ok(Some(s3)) => server(settings, &s3, service_answers).await,
+            Ok(Some(s3)) => server(settings, role, &s3, service_answers).await,
             Ok(None) => {
                 let why = "the embedded endpoint of the running service is on a port of its own choice: set LONGSHORE_S3_LISTEN";
                 Seen::only(Check::skipped("bucket", why), "the embedded endpoint's address is not known")
@@ -89,7 +92,7 @@ async fn embedded(settings: &Settings) -> Seen {
         Ok(client) => {
             checks.push(Check::skipped("notification", "the embedded endpoint tells by itself"));
             let why = "no service runs whose embedded endpoint could tell of an upload".to_owned();
-            checks.extend(exchange::check(settings, &s3, client, Events::Skipped(why), None).await);
+            checks.extend(exchange::check(settings, Role::Serve, &s3, client, Events::Skipped(why), None).await);
         }
         Err(error) => return unusable(error.to_string()),
     }
@@ -98,7 +101,7 @@ async fn embedded(settings: &Settings) -> Seen {
 }
 
 /// A server, or the embedded endpoint of a running service as its clients see it.
-async fn server(settings: &Settings, s3: &S3Settings, service_answers: bool) -> Seen {
+async fn server(settings: &Settings, role: Role, s3: &S3Settings, service_answers: bool) -> Seen {
     let store = match S3Store::new(s3_config(settings, s3)) {
         Ok(store) => store,
         Err(error) => {
@@ -115,22 +118,27 @@ async fn server(settings: &Settings, s3: &S3Settings, service_answers: bool) -> 
     }
     let server = greeting.as_ref().and_then(|greeting| greeting.server.clone());
     let bucket = Check::ok("bucket", format!("{} is there", store.bucket())).with("server", server);
+    if !role.signs() {
+        let mut checks = vec![bucket, Check::skipped("notification", "a worker leaves it alone")];
+        checks.extend(reader::check(&store).await);
+        return Seen { checks, greeting };
+    }
     let embedded = settings.s3.is_none();
     let (notification, told) = match (&settings.nats_url, embedded) {
-        (_, true) => (Check::skipped("notification", "the embedded endpoint tells by itself"), true),
+        (_, true) => (Check::skipped("notification", "the embedded endpoint tells by itself"), Told::Surely),
         (None, false) => {
             let why = "LONGSHORE_NATS_URL is not set: a storage's events have nowhere to go";
-            (Check::skipped("notification", why), false)
+            (Check::skipped("notification", why), Told::HardlyEver)
         }
         (Some(_), false) => notification(settings, store.notification().await),
     };
     let events = match &settings.nats_url {
         None => Events::Skipped("the bus is in the process: what the storage tells is not to be seen from here".into()),
-        Some(_) => Events::Awaited { must_come: told },
+        Some(_) => Events::Awaited(told),
     };
     let api = service_answers.then(|| format!("http://{}", reachable(settings.api_listen())));
     let mut checks = vec![bucket, notification];
-    checks.extend(exchange::check(settings, s3, store, events, api).await);
+    checks.extend(exchange::check(settings, role, s3, store, events, api).await);
     Seen { checks, greeting }
 }
 
@@ -142,9 +150,11 @@ fn bucket_fails(settings: &Settings, error: &ObjectError, greeting: Option<&Gree
             "start the service: it makes the bucket if its key may; or make it (mc mb ALIAS/{0}), or set LONGSHORE_S3_BUCKET",
             settings.s3_bucket
         ),
-        _ => "check LONGSHORE_S3_ACCESS_KEY_ID, LONGSHORE_S3_SECRET_ACCESS_KEY, LONGSHORE_S3_REGION, and what the key may do \
-              with the bucket"
-            .to_owned(),
+        _ => format!(
+            "check LONGSHORE_S3_ACCESS_KEY_ID, LONGSHORE_S3_SECRET_ACCESS_KEY, LONGSHORE_S3_REGION, that {} is the bucket \
+             (LONGSHORE_S3_BUCKET), and that the key may read in it",
+            settings.s3_bucket
+        ),
     };
     Check::fail("bucket", error.to_string(), advice)
 }
@@ -152,7 +162,7 @@ fn bucket_fails(settings: &Settings, error: &ObjectError, greeting: Option<&Gree
 type Rules = Result<Option<Vec<NotificationRule>>, ObjectError>;
 
 /// What the bucket's notification says, and whether events have to come by it.
-fn notification(settings: &Settings, rules: Rules) -> (Check, bool) {
+fn notification(settings: &Settings, rules: Rules) -> (Check, Told) {
     const NAME: &str = "notification";
     let bucket = &settings.s3_bucket;
     let arn = settings.s3_notification_arn.as_deref();
@@ -165,16 +175,20 @@ fn notification(settings: &Settings, rules: Rules) -> (Check, bool) {
         (Ok(None), None) => {
             let detail =
                 "this server has no notification of a bucket; it may send events by a setting of its own (see events)";
-            return (Check::ok(NAME, detail), false);
+            return (Check::ok(NAME, detail), Told::HardlyEver);
         }
         (Ok(None), Some(_)) => {
             let advice = "unset LONGSHORE_S3_NOTIFICATION_ARN, and let the server send its events by a setting of its own \
                           (versitygw: --event-nats-url and --event-nats-topic)";
-            return (Check::warn(NAME, "this server has no notification of a bucket", advice), false);
+            return (Check::warn(NAME, "this server has no notification of a bucket", advice), Told::HardlyEver);
+        }
+        // The rights in deploy/ are such: an administrator has set it, and the key may not look.
+        (Err(ObjectError::Refused { reason, .. }), _) if reason.contains("403") => {
+            return (Check::skipped(NAME, "this key may not look at it, as deploy/ has it; see events"), Told::Perhaps);
         }
         (Err(error), _) => {
             let advice = "let the access key read it (s3:GetBucketNotification), or pass over this if events arrive";
-            return (Check::warn(NAME, error.to_string(), advice), false);
+            return (Check::warn(NAME, error.to_string(), advice), Told::Perhaps);
         }
     };
     let covering: Vec<&str> = rules.iter().filter(|rule| rule.covers).map(|rule| rule.target.as_str()).collect();
@@ -204,6 +218,6 @@ fn notification(settings: &Settings, rules: Rules) -> (Check, bool) {
             ),
         ),
     };
-    let told = arn.is_some() || !covering.is_empty();
+    let told = if arn.is_some() || !covering.is_empty() { Told::Surely } else { Told::HardlyEver };
     (check.with("targets", targets), told)
 }

@@ -73,7 +73,7 @@ pub enum ChunkOutcome {
 
 /// Why the bus did not do it.
 #[derive(Debug, thiserror::Error)]
-#[error("the bus at {endpoint} is away: {reason}")]
+#[error("the bus at {endpoint} did not do it: {reason}")]
 pub struct BusError {
     /// Where, without credentials.
     pub endpoint: String,

@@ -11,11 +11,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt};
+use http::StatusCode;
 use s3s::dto::{
     DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadBucketInput,
     HeadBucketOutput, HeadObjectInput, HeadObjectOutput, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp,
 };
-use s3s::{S3, S3Error, S3Request, S3Response, S3Result, s3_error};
+use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -85,7 +86,7 @@ impl EmbeddedS3 {
         input.key = STAGED_KEY.to_owned();
         input.if_none_match = None;
         input.body = input.body.take().map(|body| StreamingBlob::wrap(impatient(body)));
-        let response = system.put_object(request).await?;
+        let response = system.put_object(request).await.map_err(with_reason)?;
         Ok((staged, response))
     }
 
@@ -279,6 +280,24 @@ fn reading(error: FileError) -> S3Error {
         FileError::Missing => s3_error!(NoSuchKey),
         error => internal(error),
     }
+}
+
+/// An error of the disk with the words for it; that it is full has a status of its own.
+fn with_reason(mut error: S3Error) -> S3Error {
+    if *error.code() != S3ErrorCode::InternalError || error.message().is_some() {
+        return error;
+    }
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let Some(kind) = source.map(io::Error::kind) else { return error };
+    if matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        error.set_status_code(StatusCode::INSUFFICIENT_STORAGE);
+        error.set_message("there is no room for this file where the service keeps its objects");
+    } else {
+        error.set_message(format!("the file could not be written: {kind}"));
+    }
+    let reason = error.message().unwrap_or_default().to_owned();
+    tokio::spawn(async move { error!(reason, "the embedded S3 endpoint failed") });
+    error
 }
 
 /// What went wrong is for our log; the client learns that it was us.
