@@ -6,6 +6,9 @@ mod clear_faults;
 mod corpora;
 mod every_file;
 mod polars;
+mod pollock;
+#[path = "../../../tests/common/pollock.rs"]
+mod pollock_score;
 mod rejects;
 mod support;
 mod sweep;
