@@ -26,6 +26,7 @@ pub mod browser;
 pub mod cluster;
 pub mod data;
 pub mod nats_wire;
+pub mod pollock;
 pub mod postgres;
 pub mod process;
 pub mod s3;

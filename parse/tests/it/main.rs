@@ -7,6 +7,9 @@ mod corpora;
 mod every_file;
 mod fuzz_corpus;
 mod polars;
+mod pollock;
+#[path = "../../../tests/common/pollock.rs"]
+mod pollock_score;
 mod rejects;
 mod support;
 mod sweep;
