@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_util::sync::CancellationToken;
 
-use longshore_domain::{ByteRange, ColumnType, LoadPlan, Problem, ProblemKind, Target};
+use longshore_domain::{ByteRange, ColumnType, LoadPlan, Notation, Problem, ProblemKind, Target};
 use longshore_parse::{FormatError, FormatErrorKind, map_columns, read_head};
 use longshore_storage::database::ImportRecord;
 use longshore_storage::destination::DestinationError;
@@ -96,9 +96,16 @@ pub async fn plan(
 fn apply_wider_types(plan: &mut LoadPlan, widened: &BTreeMap<String, ColumnType>) {
     for field in plan.fields.iter_mut().filter(|field| field.inferred) {
         let Some(kind) = widened.get(&field.name) else { continue };
-        field.kind = longshore_parse::join_types(&field.kind, kind);
+        let wider = longshore_parse::join_types(&field.kind, kind);
+        if wider == field.kind {
+            continue;
+        }
+        // A format that was recognised was that of the narrower type.
+        field.kind = wider;
+        field.notation = Notation::default();
         for column in plan.columns.iter_mut().filter(|column| column.name == field.name) {
             column.kind = field.kind.clone();
+            column.format = None;
         }
     }
 }

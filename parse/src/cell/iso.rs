@@ -2,10 +2,10 @@
 
 use super::{Fault, trim};
 
-const MICROS_PER_SECOND: i64 = 1_000_000;
+pub(super) const MICROS_PER_SECOND: i64 = 1_000_000;
 /// From 0000-03-01 to 1970-01-01.
 const DAYS_TO_1970: i32 = 719_468;
-const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
+pub(super) const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
 
 fn number(text: &str, digits: std::ops::RangeInclusive<usize>) -> Option<u32> {
     (digits.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()))
@@ -77,7 +77,7 @@ fn time_of_day(text: &str) -> Option<i64> {
     Some(i64::from(seconds) * MICROS_PER_SECOND + i64::from(micros))
 }
 
-fn micros(fraction: &str) -> Option<u32> {
+pub(super) fn micros(fraction: &str) -> Option<u32> {
     let (kept, cut) = fraction.split_at(fraction.len().min(6));
     if cut.bytes().any(|byte| byte != b'0') {
         return None;
@@ -130,7 +130,7 @@ pub fn timestamptz(text: &str) -> Result<i64, Fault> {
     Ok(if text.as_bytes()[sign] == b'-' { local + offset } else { local - offset })
 }
 
-fn offset_minutes(text: &str) -> Option<i64> {
+pub(super) fn offset_minutes(text: &str) -> Option<i64> {
     let (hours, minutes) = match text.len() {
         2 => (text, "00"),
         4 if text.is_ascii() => text.split_at(2),

@@ -9,9 +9,13 @@ pub type Fault = &'static str;
 
 mod iso;
 mod number;
+mod pattern;
+mod written;
 
 pub use iso::{date, time, timestamp, timestamptz};
 pub use number::{decimal, float64, int32, int64, significant_digits};
+pub use pattern::{date_as, time_as, timestamp_as, timestamptz_as};
+pub use written::WrittenNumber;
 
 #[inline]
 fn trim(text: &str) -> &str {
@@ -34,7 +38,7 @@ pub fn bool(text: &str) -> Result<bool, Fault> {
     } else if is(&["false", "f", "0", "no", "n", "off"]) {
         Ok(false)
     } else {
-        Err("is no boolean")
+        Err("is no boolean (true/false, t/f, yes/no, y/n, on/off, 1/0)")
     }
 }
 
@@ -43,7 +47,9 @@ pub fn bool(text: &str) -> Result<bool, Fault> {
 /// # Errors
 /// The fault.
 pub fn uuid(text: &str) -> Result<[u8; 16], Fault> {
-    uuid::Uuid::try_parse(trim(text)).map(uuid::Uuid::into_bytes).map_err(|_| "is no UUID")
+    uuid::Uuid::try_parse(trim(text))
+        .map(uuid::Uuid::into_bytes)
+        .map_err(|_| "is no UUID (32 hexadecimal digits, with or without hyphens)")
 }
 
 /// Valid JSON (RFC 8259) that PostgreSQL's `jsonb` holds: no `\u0000`.

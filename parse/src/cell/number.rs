@@ -49,7 +49,7 @@ pub fn int64(text: &str) -> Result<i64, Fault> {
     // `i64::from_str` takes exactly this grammar.
     trim(text).parse::<i64>().map_err(|error| match error.kind() {
         std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow => "is out of range for int64",
-        _ => "is no whole number",
+        _ => "is no whole number (digits, with a sign or without)",
     })
 }
 
@@ -61,7 +61,7 @@ pub fn int64(text: &str) -> Result<i64, Fault> {
 pub fn int32(text: &str) -> Result<i32, Fault> {
     trim(text).parse::<i32>().map_err(|error| match error.kind() {
         std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow => "is out of range for int32",
-        _ => "is no whole number",
+        _ => "is no whole number (digits, with a sign or without)",
     })
 }
 
@@ -72,7 +72,8 @@ pub fn int32(text: &str) -> Result<i32, Fault> {
 /// The fault.
 pub fn float64(text: &str) -> Result<f64, Fault> {
     let text = trim(text);
-    let value: f64 = text.parse().map_err(|_| "is no number")?;
+    let value: f64 =
+        text.parse().map_err(|_| "is no number (digits with a sign, a point and an exponent, as far as needed)")?;
     let has_digit = text.bytes().any(|byte| byte.is_ascii_digit());
     let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
     if has_digit && value.is_infinite() {
@@ -142,7 +143,7 @@ fn plain_decimal(text: &[u8], precision: u8, scale: u8) -> Option<i128> {
 }
 
 fn any_decimal(text: &str, precision: u8, scale: u8) -> Result<i128, Fault> {
-    const NO_NUMBER: Fault = "is no decimal number";
+    const NO_NUMBER: Fault = "is no decimal number (digits with a sign, a point and an exponent, as far as needed)";
     let text = trim(text);
     let (negative, digits) = match text.as_bytes() {
         [b'-', rest @ ..] => (true, rest),

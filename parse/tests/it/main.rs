@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod corpora;
+mod documented;
 mod every_file;
 mod polars;
 mod rejects;
