@@ -6,7 +6,8 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{
-    ByteRange, ColumnType, Compression, Encoding, EncodingErrors, GivenFormat, LoadPlan, Problem, ProblemKind, Target,
+    ByteRange, ColumnType, Compression, Encoding, EncodingErrors, GivenFormat, LoadPlan, Notation, Problem,
+    ProblemKind, Target,
 };
 use longshore_parse::{
     FormatError, FormatErrorKind, Head, Transcoder, detect, detect_compression, map_columns, read_head,
@@ -136,9 +137,16 @@ async fn unpack(sample: Bytes, whole: bool, compression: Compression) -> Result<
 fn apply_wider_types(plan: &mut LoadPlan, widened: &BTreeMap<String, ColumnType>) {
     for field in plan.fields.iter_mut().filter(|field| field.inferred) {
         let Some(kind) = widened.get(&field.name) else { continue };
-        field.kind = longshore_parse::join_types(&field.kind, kind);
+        let wider = longshore_parse::join_types(&field.kind, kind);
+        if wider == field.kind {
+            continue;
+        }
+        // A format that was recognised was that of the narrower type.
+        field.kind = wider;
+        field.notation = Notation::default();
         for column in plan.columns.iter_mut().filter(|column| column.name == field.name) {
             column.kind = field.kind.clone();
+            column.format = None;
         }
     }
 }

@@ -6,6 +6,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::notation::{DecimalSeparator, Notation, ThousandsSeparator, Unit};
+use crate::pattern::TimePattern;
+
 /// The widest decimal: 38 digits fit an `i128`.
 pub const MAX_PRECISION: u8 = 38;
 
@@ -152,6 +155,49 @@ pub struct Column {
     /// Whether a cell may be null.
     #[schema(required = false)]
     pub nullable: bool,
+    /// What stands between a number's whole part and its fraction: a point where it is left out. For `int32`, `int64`,
+    /// `float64` and `decimal`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub decimal_separator: Option<DecimalSeparator>,
+    /// What may stand between groups of three digits. For `int32`, `int64`, `float64` and `decimal`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub thousands_separator: Option<ThousandsSeparator>,
+    /// A sign beside the numbers. Currency: for `int32`, `int64`, `float64` and `decimal`; percent: for `float64` and `decimal`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unit: Option<Unit>,
+    /// The format of a `date`, `time`, `timestamp` or `timestamptz`, in parts of strftime: %Y %y %m %b %B %d %e %j %a %A %H %I %p
+    /// %M %S %f %z %F %T %%. Given, or found by inference. ISO 8601 where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 100, example = "%d/%m/%Y")]
+    pub format: Option<TimePattern>,
+}
+
+impl Column {
+    /// A column that takes nulls, with its place in the list as its source and its cells in the plain notation.
+    #[must_use]
+    pub fn new(name: impl Into<String>, kind: ColumnType) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            source: None,
+            nullable: true,
+            decimal_separator: None,
+            thousands_separator: None,
+            unit: None,
+            format: None,
+        }
+    }
+
+    /// How its cells are written.
+    #[must_use]
+    pub fn notation(&self) -> Notation {
+        Notation {
+            decimal_separator: self.decimal_separator,
+            thousands_separator: self.thousands_separator,
+            unit: self.unit,
+            format: self.format.clone(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! - [`ids`]: newtypes for every id, number and offset.
 //! - [`state`]: the states of imports and chunks, and the one function that says which change is legal.
 //! - [`format`](mod@format), [`column`], [`table`]: what a file is and what it becomes.
+//! - [`notation`], [`pattern`]: how the cells of a column are written, where that is not the plain way.
 //! - [`request`]: a create request, read strictly.
 //! - [`reject`], [`progress`], [`problem`]: bad rows, counters, errors.
 //! - [`plan`]: everything a worker must know to read one chunk.
@@ -15,6 +16,8 @@ pub mod column;
 pub mod format;
 pub mod ids;
 pub mod import;
+pub mod notation;
+pub mod pattern;
 pub mod plan;
 pub mod problem;
 pub mod progress;
@@ -30,6 +33,8 @@ pub use format::{
 };
 pub use ids::{Attempt, ByteOffset, ByteRange, ChunkIndex, Epoch, ImportId, LineNumber, RowNumber};
 pub use import::{Chunk, Import, SourceObject, Trigger};
+pub use notation::{DecimalSeparator, Notation, ThousandsSeparator, Unit};
+pub use pattern::{NumberPart, PatternError, PatternItem, TimePattern};
 pub use plan::{FieldPlan, LoadPlan, Target};
 pub use problem::{FieldError, Problem, ProblemKind};
 pub use progress::{Progress, Tally};

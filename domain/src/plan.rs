@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::column::{Column, ColumnType};
 use crate::format::{EncodingErrors, Format, LineEnd};
 use crate::ids::ByteOffset;
+use crate::notation::Notation;
 use crate::table::TableName;
 
 /// One column as it is read: which field of a record, and what it becomes.
@@ -21,6 +22,9 @@ pub struct FieldPlan {
     pub nullable: bool,
     /// Whether the type was inferred from a sample for a new table, so that a misfit widens it instead of being a reject.
     pub inferred: bool,
+    /// How its cells are written.
+    #[serde(default, skip_serializing_if = "Notation::is_plain")]
+    pub notation: Notation,
 }
 
 /// Where the rows go.
@@ -65,5 +69,23 @@ impl LoadPlan {
             && format.encoding_errors == EncodingErrors::Reject
             && format.delimiter.len() == 1
             && !format.is_decoded()
+            && self.fields.iter().all(|field| field.notation.is_plain())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_of_the_version_before_reads_and_a_plain_one_is_stored_as_before() {
+        let stored = r#"{"name":"a","type":"date","field":0,"nullable":true,"inferred":false}"#;
+        let field: FieldPlan = serde_json::from_str(stored).unwrap();
+        assert!(field.notation.is_plain());
+        assert_eq!(serde_json::to_string(&field).unwrap(), stored);
+        let stored = stored.replace('}', r#","notation":{"format":"%d/%m/%Y"}}"#);
+        let field: FieldPlan = serde_json::from_str(&stored).unwrap();
+        assert_eq!(field.notation.format.as_ref().map(|format| format.as_str()), Some("%d/%m/%Y"));
+        assert_eq!(serde_json::to_string(&field).unwrap(), stored);
     }
 }

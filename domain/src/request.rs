@@ -7,6 +7,8 @@ use utoipa::ToSchema;
 
 use crate::column::{Column, ColumnSource, ColumnType};
 use crate::format::{Compression, Encoding, EncodingErrors, GivenFormat, LineEnd, Ragged};
+use crate::notation::Notation;
+use crate::pattern::TimePattern;
 use crate::problem::{FieldError, Problem, ProblemKind};
 use crate::table::{MAX_IDENTIFIER, TableName};
 
@@ -418,8 +420,42 @@ fn read_column(value: &Value, pointer: &str, faults: &mut Faults) -> Option<Colu
     });
     let nullable =
         keys.read("nullable", faults, |value| value.as_bool().ok_or_else(|| "must be true or false".to_owned()));
+    let notation = read_notation(&mut keys, faults);
+    if let Some(kind) = &kind {
+        for (key, detail) in notation.faults(kind) {
+            faults.add(&keys.at(key), detail);
+        }
+    }
     keys.close(faults);
-    Some(Column { name: name?, kind: kind?, source: source.flatten(), nullable: nullable.unwrap_or(true) })
+    Some(Column {
+        source: source.flatten(),
+        nullable: nullable.unwrap_or(true),
+        decimal_separator: notation.decimal_separator,
+        thousands_separator: notation.thousands_separator,
+        unit: notation.unit,
+        format: notation.format,
+        ..Column::new(name?, kind?)
+    })
+}
+
+/// How a column's cells are written; `null` is as good as nothing.
+fn read_notation(keys: &mut Keys<'_>, faults: &mut Faults) -> Notation {
+    fn optional<T>(value: &Value, read: impl FnOnce(&Value) -> Result<T, String>) -> Result<Option<T>, String> {
+        if value.is_null() { Ok(None) } else { read(value).map(Some) }
+    }
+    const THOUSANDS: &str = "one of \",\", \".\", \"'\", \" \", \"_\", U+00A0 and U+202F";
+    let decimal = keys.read("decimal_separator", faults, |value| optional(value, |v| word(v, "\".\" or \",\"")));
+    let thousands = keys.read("thousands_separator", faults, |value| optional(value, |v| word(v, THOUSANDS)));
+    let unit = keys.read("unit", faults, |value| optional(value, |v| word(v, "\"percent\" or \"currency\"")));
+    let format = keys.read("format", faults, |value| {
+        optional(value, |value| text(value)?.parse::<TimePattern>().map_err(|error| error.to_string()))
+    });
+    Notation {
+        decimal_separator: decimal.flatten(),
+        thousands_separator: thousands.flatten(),
+        unit: unit.flatten(),
+        format: format.flatten(),
+    }
 }
 
 fn read_on_error(value: &Value, faults: &mut Faults) -> Option<OnError> {
@@ -564,6 +600,41 @@ mod tests {
             (json!({"destination": {"table": "t"}, "upload": {"method": "post"}}), "/upload/method"),
         ] {
             assert_eq!(pointers(&value), [pointer], "{value}");
+        }
+    }
+
+    #[test]
+    fn how_cells_are_written_is_read_strictly() {
+        let column = |options: Value| {
+            let mut column = json!({"name": "a", "type": "decimal(9,2)"});
+            column.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+            json!({"destination": {"table": "t"}, "columns": [column]})
+        };
+        let given = json!({"decimal_separator": ",", "thousands_separator": "\u{a0}", "unit": "currency"});
+        let request = CreateRequest::from_value(&column(given.clone())).unwrap();
+        let shown = serde_json::to_value(&request.columns.unwrap()[0]).unwrap();
+        for (key, value) in given.as_object().unwrap() {
+            assert_eq!(shown[key], *value);
+        }
+        assert!(shown.get("format").is_none(), "what was not given is not shown");
+        let nulls = json!({"decimal_separator": null, "thousands_separator": null, "unit": null, "format": null});
+        let request = CreateRequest::from_value(&column(nulls)).unwrap();
+        assert!(request.columns.unwrap()[0].notation().is_plain());
+        for (options, keys) in [
+            (json!({"decimal_separator": ";"}), &["decimal_separator"][..]),
+            (json!({"thousands_separator": ""}), &["thousands_separator"]),
+            (json!({"thousands_separator": "."}), &["thousands_separator"]),
+            (json!({"unit": "%"}), &["unit"]),
+            (json!({"format": "%F"}), &["format"]),
+            (json!({"format": 1}), &["format"]),
+            (json!({"type": "text", "decimal_separator": ","}), &["decimal_separator"]),
+            (json!({"type": "int64", "unit": "percent"}), &["unit"]),
+            (json!({"type": "date", "format": "%m/%Y"}), &["format"]),
+            (json!({"type": "date", "format": "%q"}), &["format"]),
+            (json!({"type": "date", "unit": "currency", "format": "%F %T"}), &["unit", "format"]),
+        ] {
+            let expected: Vec<String> = keys.iter().map(|key| format!("/columns/0/{key}")).collect();
+            assert_eq!(pointers(&column(options.clone())), expected, "{options}");
         }
     }
 

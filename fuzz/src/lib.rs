@@ -6,11 +6,11 @@
 
 use longshore_domain::{
     ByteOffset, Column, ColumnType, Compression, Encoding, EncodingErrors, FieldPlan, Format, GivenFormat, LineEnd,
-    LineNumber, LoadPlan, Ragged, RowNumber, Target,
+    LineNumber, LoadPlan, Notation, Ragged, RowNumber, Target,
 };
 use longshore_parse::{
-    ChunkInput, ChunkPlanner, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, RejectsCsv, Values, find_records,
-    oversized_reject, parse_chunk, read_head,
+    ChunkInput, ChunkPlanner, Detected, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, RejectsCsv, Values,
+    find_records, oversized_reject, parse_chunk, read_head,
 };
 
 const DELIMITERS: [&str; 9] = [",", ";", "\t", "::", "||||", " ,", "§", ",:,", "|"];
@@ -124,10 +124,17 @@ fn plan(format: Format, width: usize) -> Option<LoadPlan> {
         width,
         header: names.clone(),
         fields: named()
-            .map(|(field, (name, kind))| FieldPlan { name, kind, field, nullable: field != 1, inferred: field > 4 })
+            .map(|(field, (name, kind))| FieldPlan {
+                name,
+                kind,
+                field,
+                nullable: field != 1,
+                inferred: field > 4,
+                notation: Notation::default(),
+            })
             .collect(),
         columns: named()
-            .map(|(field, (name, kind))| Column { name, kind, source: None, nullable: field != 1 })
+            .map(|(field, (name, kind))| Column { nullable: field != 1, ..Column::new(name, kind) })
             .collect(),
         data_start: ByteOffset(0),
         data_line: 1,
@@ -231,7 +238,7 @@ pub fn head(input: &[u8]) {
     for (given, whole) in
         [(GivenFormat::default(), true), (GivenFormat::default(), false), (given.clone(), true), (given, false)]
     {
-        let Ok(head) = read_head(case.text, whole, &given) else { continue };
+        let Ok(head) = read_head(case.text, whole, &given, &Detected::PLAIN) else { continue };
         assert!(Dialect::new(&head.format, head.width).is_ok(), "{:?}", head.format);
         assert_eq!(
             (head.header.len(), head.raw_header.len(), head.inferred.len()),

@@ -386,8 +386,9 @@ impl ChunkReader<'_> {
         }
         let known = self.widened.get(&place).unwrap_or(&column.kind);
         let joined = std::str::from_utf8(value).map_or(ColumnType::Text, |text| join_types(known, &type_of(text)));
-        // The type that takes both is the one that did not take it: too many digits for it.
-        let to = if joined == column.kind { ColumnType::Text } else { joined };
+        // The type that takes both is the one that did not take it: too many digits for it, or another way of writing. What
+        // was read in a format of its own does not read in another one, so only text takes both.
+        let to = if joined == column.kind || !column.notation.is_plain() { ColumnType::Text } else { joined };
         if column.kind != ColumnType::Text {
             self.widened.insert(place, to);
         }

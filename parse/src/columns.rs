@@ -28,6 +28,7 @@ impl Mapped {
             field,
             nullable: column.nullable,
             inferred,
+            notation: column.notation(),
         });
         self.columns.push(column);
     }
@@ -52,9 +53,10 @@ pub fn map_columns(
         (Some(given), _) => map_given(head, given, existing, data_fields, &mut mapped, &mut faults),
         (None, Some(table)) => map_by_name(head, table, data_fields, &mut mapped, &mut faults),
         (None, None) => {
-            for (field, (name, kind)) in head.header.iter().zip(&head.inferred).enumerate().take(data_fields) {
+            for (field, (name, found)) in head.header.iter().zip(&head.inferred).enumerate().take(data_fields) {
                 let source = Some(source_of(head, field));
-                mapped.push(Column { name: name.clone(), kind: kind.clone(), source, nullable: true }, field, true);
+                let format = found.format.clone();
+                mapped.push(Column { source, format, ..Column::new(name.clone(), found.kind.clone()) }, field, true);
             }
         }
     }
@@ -100,6 +102,11 @@ fn map_given(
                 continue;
             }
         };
+        let misfits = column.notation().faults(&column.kind);
+        if !misfits.is_empty() {
+            faults.extend(misfits.into_iter().map(|(key, fault)| format!("column '{}': {key} {fault}", column.name)));
+            continue;
+        }
         let mut column = column.clone();
         column.source.get_or_insert_with(|| source_of(head, field));
         // A column that the destination has under another case is another column: names are taken as they are given.
@@ -175,14 +182,17 @@ fn map_by_name(
             unknown.push(name.clone());
             continue;
         };
-        let kind = match (&column.kind, &head.inferred[field]) {
+        let found = &head.inferred[field];
+        let kind = match (&column.kind, &found.kind) {
             // SQLite keeps booleans as integers; a file that says true and false means them.
             (ColumnType::Int64, ColumnType::Bool) if column.flexible => ColumnType::Bool,
             (kind, _) => kind.clone(),
         };
         let source = Some(source_of(head, field));
         // A null in a NOT NULL column is a reject, even if the column has a default: that is what COPY does.
-        mapped.push(Column { name: column.name.clone(), kind, source, nullable: column.nullable }, field, false);
+        let nullable = column.nullable;
+        let format = found.format.clone().filter(|format| format.check(&kind).is_ok());
+        mapped.push(Column { source, nullable, format, ..Column::new(column.name.clone(), kind) }, field, false);
     }
     if !unknown.is_empty() {
         let names: Vec<String> = table.columns.iter().map(|column| column.name.clone()).collect();
@@ -258,7 +268,7 @@ mod tests {
     }
 
     fn column(name: &str, source: Option<ColumnSource>) -> Column {
-        Column { name: name.into(), kind: ColumnType::Text, source, nullable: true }
+        Column { source, ..Column::new(name, ColumnType::Text) }
     }
 
     fn places(mapped: &Mapped) -> Vec<(String, usize)> {
@@ -334,6 +344,35 @@ mod tests {
     fn the_columns_of_a_file_of_rejects_are_passed_over() {
         let mapped = map_columns(&head("a,b,_row,_column,_reason\n1,2,3,b,invalid_value\n"), None, None).unwrap();
         assert_eq!(places(&mapped), [("a".into(), 0), ("b".into(), 1)]);
+    }
+
+    #[test]
+    fn a_native_column_takes_no_notation() {
+        let native =
+            Column { format: Some("%F".parse().unwrap()), ..Column::new("a", ColumnType::Native("inet".into())) };
+        let error = map_columns(&head("a\nx\n"), Some(&[native]), None).unwrap_err().to_string();
+        assert!(error.contains("column 'a': format is an option of date") && error.contains("inet"), "{error}");
+        let mut existing = table(&[("a", "text", true)]);
+        existing.columns[0].kind = ColumnType::Native("character varying(10)".into());
+        let mapped = map_columns(&head("a\n13/05/2024\n"), None, Some(&existing)).unwrap();
+        assert!(mapped.fields[0].notation.is_plain(), "the database's own function reads it");
+    }
+
+    #[test]
+    fn a_recognised_format_is_shown_and_used() {
+        let text = "a\n13/05/2024\n";
+        let mapped = map_columns(&head(text), None, None).unwrap();
+        let shown = |mapped: &Mapped| mapped.columns[0].format.as_ref().map(ToString::to_string);
+        assert_eq!((mapped.columns[0].kind.clone(), shown(&mapped)), (ColumnType::Date, Some("%d/%m/%Y".into())));
+        assert_eq!(mapped.fields[0].notation, mapped.columns[0].notation());
+        for (kind, format) in
+            [("date", Some("%d/%m/%Y".into())), ("timestamp", Some("%d/%m/%Y".into())), ("text", None), ("time", None)]
+        {
+            let mapped = map_columns(&head(text), None, Some(&table(&[("a", kind, true)]))).unwrap();
+            assert_eq!(shown(&mapped), format, "an existing table's {kind}");
+        }
+        let given = [Column::new("a", ColumnType::Date)];
+        assert_eq!(shown(&map_columns(&head(text), Some(&given), None).unwrap()), None, "a given schema is obeyed");
     }
 
     #[test]

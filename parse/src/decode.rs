@@ -7,10 +7,10 @@ use polars_core::prelude::{
 use polars_core::utils::arrow::array::{BooleanArray, MutableBinaryViewArray, ViewType};
 use polars_core::utils::arrow::bitmap::{Bitmap, BitmapBuilder, MutableBitmap};
 
-use longshore_domain::{ColumnType, FieldPlan, RejectReason};
+use longshore_domain::{ColumnType, FieldPlan, RejectReason, TimePattern};
 
 use crate::batch::Values;
-use crate::cell::{self, Fault};
+use crate::cell::{self, Fault, WrittenNumber};
 use crate::infer::loses_digits;
 
 /// A cell as it was read.
@@ -97,6 +97,8 @@ impl<'a> Decoder<'a> {
     /// Decodes a block; `miss` is told of each row of it that is a reject, in ascending order. The array holds a null there.
     pub fn append(&mut self, cells: &mut impl Column, miss: impl FnMut(usize, CellFault)) {
         let plan = self.plan;
+        // Chosen for the block, not for each cell: the plain way costs nothing more.
+        let written = plan.notation.has_numbers().then(|| WrittenNumber::new(&plan.notation));
         let block = Block { plan, cells, miss };
         match (&mut self.array, &plan.kind) {
             (Array::Bool(values, nulls), _) => block.each(cell::bool, |value| {
@@ -105,22 +107,43 @@ impl<'a> Decoder<'a> {
                 }
                 values.push(value.unwrap_or_default());
             }),
-            (Array::Int32(values, nulls), ColumnType::Date) => block.numbers(values, nulls, cell::date),
-            (Array::Int32(values, nulls), _) => block.numbers(values, nulls, cell::int32),
+            (Array::Int32(values, nulls), ColumnType::Date) => match &plan.notation.format {
+                None => block.numbers(values, nulls, cell::date),
+                Some(format) => block.numbers(values, nulls, |text| cell::date_as(text, format)),
+            },
+            (Array::Int32(values, nulls), _) => match written {
+                None => block.numbers(values, nulls, cell::int32),
+                Some(mut written) => block.numbers(values, nulls, |text| cell::int32(written.plain(text)?)),
+            },
+            (Array::Int64(values, nulls), kind) if plan.notation.format.is_some() => {
+                let format = plan.notation.format.as_ref().expect("just looked at");
+                block.numbers(values, nulls, instants_as(kind, format));
+            }
             (Array::Int64(values, nulls), ColumnType::Time) => block.numbers(values, nulls, cell::time),
             (Array::Int64(values, nulls), ColumnType::Timestamp) => block.numbers(values, nulls, cell::timestamp),
             (Array::Int64(values, nulls), ColumnType::Timestamptz) => block.numbers(values, nulls, cell::timestamptz),
-            (Array::Int64(values, nulls), _) => block.numbers(values, nulls, cell::int64),
-            (Array::Float64(values, nulls), _) => block.numbers(values, nulls, |text| {
-                if plan.inferred && loses_digits(text) {
-                    Err("has more digits than a float64 holds")
-                } else {
-                    cell::float64(text)
-                }
-            }),
+            (Array::Int64(values, nulls), _) => match written {
+                None => block.numbers(values, nulls, cell::int64),
+                Some(mut written) => block.numbers(values, nulls, |text| cell::int64(written.plain(text)?)),
+            },
+            (Array::Float64(values, nulls), _) => match written {
+                None => block.numbers(values, nulls, |text| {
+                    if plan.inferred && loses_digits(text) {
+                        Err("has more digits than a float64 holds")
+                    } else {
+                        cell::float64(text)
+                    }
+                }),
+                Some(mut written) => block.numbers(values, nulls, |text| cell::float64(written.plain(text)?)),
+            },
             (Array::Int128(values, nulls), kind) => {
                 let (precision, scale) = decimal_of(kind);
-                block.numbers(values, nulls, |text| cell::decimal(text, precision, scale));
+                match written {
+                    None => block.numbers(values, nulls, |text| cell::decimal(text, precision, scale)),
+                    Some(mut written) => {
+                        block.numbers(values, nulls, |text| cell::decimal(written.plain(text)?, precision, scale));
+                    }
+                }
             }
             (Array::Text(values), ColumnType::Json) => block.texts(values, cell::json),
             (Array::Text(values), _) if block.cells.may_hold_nul() => block.texts(values, cell::text),
@@ -171,6 +194,16 @@ fn numbers<T: PolarsNumericType>(values: Vec<T::Native>, nulls: Nulls) -> Chunke
     ChunkedArray::from_vec_validity("".into(), values, validity)
 }
 
+/// The reader of a time or an instant in a format.
+fn instants_as<'a>(kind: &ColumnType, format: &'a TimePattern) -> impl Fn(&str) -> Result<i64, Fault> + 'a {
+    let read = match kind {
+        ColumnType::Time => cell::time_as,
+        ColumnType::Timestamptz => cell::timestamptz_as,
+        _ => cell::timestamp_as,
+    };
+    move |text| read(text, format)
+}
+
 /// Precision and scale.
 fn decimal_of(kind: &ColumnType) -> (u8, u8) {
     match kind {
@@ -198,7 +231,7 @@ impl<C: Column, M: FnMut(usize, CellFault)> Block<'_, C, M> {
         self,
         values: &mut Vec<T>,
         nulls: &mut Nulls,
-        read: impl Fn(&str) -> Result<T, Fault>,
+        read: impl FnMut(&str) -> Result<T, Fault>,
     ) {
         values.reserve(self.cells.rows());
         self.each(read, |value| {
@@ -230,7 +263,7 @@ impl<C: Column, M: FnMut(usize, CellFault)> Block<'_, C, M> {
         }
     }
 
-    fn each<T>(mut self, read: impl Fn(&str) -> Result<T, Fault>, mut push: impl FnMut(Option<T>)) {
+    fn each<T>(mut self, mut read: impl FnMut(&str) -> Result<T, Fault>, mut push: impl FnMut(Option<T>)) {
         for row in 0..self.cells.rows() {
             let fault = match self.cells.cell(row) {
                 Cell::Text(text) => match read(text) {
@@ -253,7 +286,7 @@ impl<C: Column, M: FnMut(usize, CellFault)> Block<'_, C, M> {
 
 #[cold]
 fn invalid(plan: &FieldPlan, fault: Fault) -> CellFault {
-    let detail = format!("the cell of column '{}' ({}) {fault}", plan.name, plan.kind);
+    let detail = format!("the cell of column '{}' ({}{}) {fault}", plan.name, plan.kind, plan.notation);
     CellFault { reason: RejectReason::InvalidValue, detail }
 }
 

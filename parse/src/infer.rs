@@ -1,8 +1,9 @@
 //! Types from cells. Prefers text over a type that would lose anything: leading zeros, digits, an offset.
 
-use longshore_domain::ColumnType;
 use longshore_domain::column::MAX_PRECISION;
+use longshore_domain::{ColumnType, TimePattern};
 
+use crate::candidates::Candidates;
 use crate::cell;
 
 /// What a `float64` holds for sure, in significant digits.
@@ -87,9 +88,59 @@ pub fn join_types(a: &ColumnType, b: &ColumnType) -> ColumnType {
     }
 }
 
-/// The type of a column from its cells: `None` stands for null. A column of nulls is text.
+/// What a column seems to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inferred {
+    /// Its type.
+    pub kind: ColumnType,
+    /// How its dates or timestamps are written, where that is not ISO 8601.
+    pub format: Option<TimePattern>,
+}
+
+impl From<ColumnType> for Inferred {
+    fn from(kind: ColumnType) -> Self {
+        Self { kind, format: None }
+    }
+}
+
+impl PartialEq<ColumnType> for Inferred {
+    /// Whether it is that type, written in the plain way.
+    fn eq(&self, kind: &ColumnType) -> bool {
+        self.format.is_none() && self.kind == *kind
+    }
+}
+
+/// Whether a cell is of some type other than text: a number, a date in any format that is recognised, or the like.
 #[must_use]
-pub fn infer<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> ColumnType {
+pub fn is_typed(text: &str) -> bool {
+    type_of(text) != ColumnType::Text || Candidates::default().keep(text)
+}
+
+/// What a column is, from its cells: `None` stands for null. A column of nulls is text.
+#[must_use]
+pub fn infer<'a>(cells: impl Iterator<Item = Option<&'a str>> + Clone) -> Inferred {
+    match infer_plain(cells.clone()) {
+        ColumnType::Text => infer_format(cells).unwrap_or_else(|| ColumnType::Text.into()),
+        kind => kind.into(),
+    }
+}
+
+/// The one format of dates or timestamps that every cell is written in. Where two of them fit all cells, nobody knows which
+/// is meant, and there is none.
+fn infer_format<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> Option<Inferred> {
+    let mut candidates = Candidates::default();
+    let mut seen = false;
+    for text in cells.flatten() {
+        seen = true;
+        if !candidates.keep(text) {
+            return None;
+        }
+    }
+    candidates.only().filter(|_| seen)
+}
+
+/// The type of a column whose cells are written in the plain way.
+fn infer_plain<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> ColumnType {
     let mut kind: Option<ColumnType> = None;
     let (mut most_whole, mut most_digits) = (0, 0);
     for text in cells.flatten() {
@@ -122,7 +173,8 @@ mod tests {
     use super::*;
 
     fn of(cells: &[&str]) -> String {
-        infer(cells.iter().map(|cell| (!cell.is_empty()).then_some(*cell))).to_string()
+        let found = infer(cells.iter().map(|cell| (!cell.is_empty()).then_some(*cell)));
+        found.format.map_or(found.kind.to_string(), |format| format!("{} {format}", found.kind))
     }
 
     #[test]
@@ -154,5 +206,74 @@ mod tests {
         }
         let (long, scaled) = ("1".repeat(30), format!("0.{}", "1".repeat(20)));
         assert_eq!(of(&[&long, &scaled]), "text", "no decimal holds both");
+    }
+
+    #[test]
+    fn a_format_is_that_of_every_cell_or_there_is_none() {
+        for (cells, kind) in [
+            (&["13/05/2024", "01/06/2024", ""][..], "date %d/%m/%Y"),
+            (&["01/06/2024", "05/13/2024"], "date %m/%d/%Y"),
+            (&["1/6/2024", "5/13/2024"], "date %m/%d/%Y"),
+            (&["13.05.2024"], "date %d.%m.%Y"),
+            (&["01.06.2024"], "date %d.%m.%Y"),
+            (&["13-05-2024"], "date %d-%m-%Y"),
+            (&["05-13-2024"], "date %m-%d-%Y"),
+            (&["2024/05/13"], "date %Y/%m/%d"),
+            (&["2024.05.13"], "date %Y.%m.%d"),
+            (&["13/05/2024 10:00", "01/06/2024 9:30"], "timestamp %d/%m/%Y %H:%M"),
+            (&["13.05.2024T10:00:01"], "timestamp %d.%m.%YT%H:%M:%S"),
+            (&["5/13/2024 3:45:00 PM"], "timestamp %m/%d/%Y %I:%M:%S %p"),
+            (&["2024/05/13 10:00:01.25"], "timestamp %Y/%m/%d %H:%M:%S.%f"),
+            // Nobody knows which is meant.
+            (&["01/06/2024", "02/06/2024"], "text"),
+            (&["05-06-2024"], "text"),
+            // No one format.
+            (&["13/05/2024", "05/13/2024"], "text"),
+            (&["13/05/2024", "13.05.2024"], "text"),
+            (&["13/05/2024", "2024-05-13"], "text"),
+            (&["2024-05-13", "13/05/2024"], "text"),
+            (&["13/05/2024", "13/05/2024 10:00"], "text"),
+            (&["13/05/2024", "x"], "text"),
+            (&["32/05/2024"], "text"),
+            (&["13/05/24"], "text"),
+            (&["13/05/2024 "], "text"),
+            (&["20240513"], "int64"),
+        ] {
+            assert_eq!(of(cells), kind, "{cells:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_type_would_lose_or_guess_stays_text() {
+        for cell in [
+            "00123",
+            "+1",
+            "NaN",
+            "inf",
+            "1_000",
+            "1,000",
+            "1 000",
+            "1'000",
+            "1,5",
+            "1.234,56",
+            "1,234.56",
+            "12.5%",
+            "$5",
+            "5 EUR",
+            "(5)",
+            "+49 30 123456",
+            "030/123456",
+            "1e400",
+            "0x1f",
+            "1.2.3",
+            "yes",
+            "t",
+            "5-",
+            "--1",
+            "1.",
+            "Infinity",
+        ] {
+            assert_eq!(of(&[cell]), "text", "{cell}");
+        }
     }
 }

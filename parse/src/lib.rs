@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - [`dialect`], `delimiter`, `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
-//! - [`head`], [`infer`], [`columns`]: what a file is, and which field becomes which column.
+//! - [`head`], [`infer`], `candidates`, [`columns`]: what a file is, and which field becomes which column.
 //! - [`cell`], [`decode`]: from text to values.
 //! - [`chunk`]: a chunk's bytes to [`batch`]es and rejects.
 //! - [`rejects_csv`]: rejects as a file.
@@ -16,6 +16,7 @@
 
 pub mod batch;
 mod boundary;
+mod candidates;
 pub mod cell;
 pub mod chunk;
 pub mod columns;
@@ -37,7 +38,7 @@ pub use dialect::Dialect;
 pub use error::{FormatError, FormatErrorKind};
 pub use head::encoding::{Detected, detect, detect_compression};
 pub use head::{Head, read_head};
-pub use infer::join_types;
+pub use infer::{Inferred, join_types};
 pub use planner::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
 pub use rejects_csv::RejectsCsv;
 pub use transcode::Transcoder;

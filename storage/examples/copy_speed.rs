@@ -118,6 +118,7 @@ fn plan(table: &str, batch: &Batch) -> LoadPlan {
         field,
         nullable: false,
         inferred: false,
+        notation: longshore_domain::Notation::default(),
     });
     LoadPlan {
         table: table.parse().expect("a name"),

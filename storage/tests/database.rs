@@ -125,8 +125,9 @@ fn plan() -> LoadPlan {
         field,
         nullable: true,
         inferred: true,
+        notation: longshore_domain::Notation::default(),
     };
-    let column = |name: &str| Column { name: name.into(), kind: ColumnType::Int64, source: None, nullable: true };
+    let column = |name: &str| Column::new(name, ColumnType::Int64);
     LoadPlan {
         table: "t".parse().unwrap(),
         target: Target::NewTable,

@@ -1,14 +1,14 @@
 //! The head of a file: what it is, what its columns are called, where its data begins and what types they seem to have.
 //! Called once an import by the planner, with the object's first bytes. What was given is obeyed; the rest is looked for.
 
-use longshore_domain::{ByteOffset, ColumnType, Format, GivenFormat, LineEnd};
+use longshore_domain::{ByteOffset, Format, GivenFormat, LineEnd};
 
 pub mod encoding;
 
 use crate::dialect::Dialect;
 use crate::error::FormatError;
 use crate::head::encoding::Detected;
-use crate::infer::{infer, type_of};
+use crate::infer::{Inferred, infer, is_typed};
 use crate::record::{Field, Next, QuoteFault, read_record, unescape};
 
 /// Records that are looked at to find a delimiter.
@@ -34,7 +34,7 @@ pub struct Head {
     /// The physical line there, from 1.
     pub data_line: u64,
     /// The type that each field seems to have.
-    pub inferred: Vec<ColumnType>,
+    pub inferred: Vec<Inferred>,
 }
 
 /// Reads the head from the first bytes of the decoded text, which is UTF-8; `whole`: they are all of it. A byte order mark at
@@ -262,7 +262,7 @@ fn sniff_delimiter(text: &[u8], whole: bool, format: &Format) -> Result<u8, Form
 /// Whether the first line as a whole is a time or the like.
 fn first_line_is_a_value(text: &[u8]) -> bool {
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    std::str::from_utf8(line).is_ok_and(|line| type_of(line.trim_end_matches('\r')) != ColumnType::Text)
+    std::str::from_utf8(line).is_ok_and(|line| is_typed(line.trim_end_matches('\r')))
 }
 
 /// A backslash, only where doubling leaves faults and a backslash none.
@@ -284,7 +284,7 @@ fn looks_headless(text: &[u8], whole: bool, format: &Format) -> Result<bool, For
     let mut lines = Lines::new(text, whole, Dialect::new(format, 0)?);
     let Some(fields) = lines.next() else { return Ok(false) };
     let cells: Vec<String> = fields.iter().filter_map(|field| lines.value(*field, &format.null_values)).collect();
-    Ok(!cells.is_empty() && cells.iter().all(|cell| !cell.is_empty() && type_of(cell) != ColumnType::Text))
+    Ok(!cells.is_empty() && cells.iter().all(|cell| !cell.is_empty() && is_typed(cell)))
 }
 
 fn read_header(lines: &mut Lines<'_>, format: &Format) -> Result<Option<Vec<String>>, FormatError> {
@@ -356,7 +356,7 @@ fn cut(name: &str, bytes: usize) -> String {
     name[..end].to_owned()
 }
 
-fn infer_columns(lines: &mut Lines<'_>, format: &Format, width: usize) -> Vec<ColumnType> {
+fn infer_columns(lines: &mut Lines<'_>, format: &Format, width: usize) -> Vec<Inferred> {
     let mut columns: Vec<Vec<Option<String>>> = vec![Vec::new(); width];
     for _ in 0..INFERRED {
         let Some(fields) = lines.next() else { break };
@@ -375,7 +375,7 @@ fn infer_columns(lines: &mut Lines<'_>, format: &Format, width: usize) -> Vec<Co
 mod tests {
     use super::*;
     use crate::error::FormatErrorKind;
-    use longshore_domain::{Compression, Encoding, EncodingErrors};
+    use longshore_domain::{ColumnType, Compression, Encoding, EncodingErrors};
 
     fn head(text: &str) -> Head {
         read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap()

@@ -100,12 +100,8 @@ fn bad_files_give_rejects_or_an_error() {
     assert_eq!(cells(&plan, &text, 1), [[cell("1"), cell("This \"quotes\" must be escaped"), cell("3")]]);
 
     assert!(plan_of(&read("header-no-header"), &GivenFormat::default(), None).unwrap_err().contains("no character"));
-    let wanted = ["foo", "bar", "baz"].map(|name| Column {
-        name: name.into(),
-        kind: ColumnType::Text,
-        source: Some(ColumnSource::Header(name.into())),
-        nullable: true,
-    });
+    let wanted = ["foo", "bar", "baz"]
+        .map(|name| Column { source: Some(ColumnSource::Header(name.into())), ..Column::new(name, ColumnType::Text) });
     let error = plan_of(&read("header-wrong-header"), &GivenFormat::default(), Some(&wanted)).unwrap_err();
     assert!(error.contains("'foo'") && error.contains("'qux'"), "{error}");
 }

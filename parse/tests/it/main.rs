@@ -4,6 +4,7 @@
 
 mod clear_faults;
 mod corpora;
+mod documented;
 mod every_file;
 mod fuzz_corpus;
 mod polars;

@@ -31,13 +31,9 @@ pub fn plan(format: &Format, kinds: &[ColumnType], data_start: u64, data_line: u
         field,
         nullable: true,
         inferred: false,
+        notation: longshore_domain::Notation::default(),
     });
-    let columns = names.iter().zip(kinds).map(|(name, kind)| Column {
-        name: name.clone(),
-        kind: kind.clone(),
-        source: None,
-        nullable: true,
-    });
+    let columns = names.iter().zip(kinds).map(|(name, kind)| Column::new(name.clone(), kind.clone()));
     LoadPlan {
         table: "t".parse::<TableName>().unwrap(),
         target: Target::NewTable,

@@ -126,3 +126,43 @@ fn the_first_column_at_fault_names_the_reject() {
         [(2, Some("c2"), "invalid_value"), (3, Some("c1"), "invalid_value"), (4, Some("c2"), "invalid_value")]
     );
 }
+
+#[test]
+fn a_recognised_format_that_a_later_cell_does_not_have_widens_to_text() {
+    for (sample, more) in [
+        ("a\n13/05/2024\n", "05/13/2024\n"),
+        ("a\n13/05/2024\n", "31/02/2024\n"),
+        ("a\n05/13/2024\n", "2024-05-13\n"),
+        ("a\n05/13/2024\n", "2024-05-13 10:00\n"),
+        ("a\n05/13/2024\n", "5\n"),
+        ("a\n13.05.2024 10:00\n", "14.05.2024\n"),
+    ] {
+        assert_eq!(widened(sample, more), [(0, "text".to_owned())], "{sample:?} + {more:?}");
+    }
+    assert_eq!(widened("a\n13/05/2024\n", "1/6/2024\n"), [], "day and month are those of the sample in every row");
+}
+
+#[test]
+fn a_widened_column_holds_its_cells_as_they_stand() {
+    let text = "a\n13/05/2024\n1/6/2024\n05/13/2024\n";
+    let mut plan = plan_of(b"a\n13/05/2024\n", &GivenFormat::default(), None).unwrap();
+    assert_eq!(plan.columns[0].kind, ColumnType::Date);
+    // What the next attempt does with the wider type; a format that stayed behind means nothing to text.
+    plan.fields[0].kind = ColumnType::Text;
+    assert_eq!(
+        cells(&plan, text.as_bytes(), 3),
+        [[some("13/05/2024")], [some("1/6/2024")], [some("05/13/2024")]],
+        "nothing is cast back"
+    );
+}
+
+#[test]
+fn a_misfit_of_a_given_format_is_a_reject_that_says_the_format() {
+    let mut plan = plan(&Format::default(), &[ColumnType::Date], 0, 1);
+    plan.fields[0].notation.format = Some("%d/%m/%Y".parse().unwrap());
+    let rows = rows(&plan, b"13/05/2024\n05/13/2024\n", 100);
+    assert_eq!(rows[0].1, Outcome::Loaded(vec![some("19856")]));
+    let Outcome::Rejected(2, Some(column), Some(value), reason, detail, _) = &rows[1].1 else { panic!("{rows:?}") };
+    assert_eq!((column.as_str(), value.as_slice(), reason.as_str()), ("c1", &b"05/13/2024"[..], "invalid_value"));
+    assert!(detail.contains("(date, format '%d/%m/%Y') names a day that the calendar does not have"), "{detail}");
+}

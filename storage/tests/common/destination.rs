@@ -190,6 +190,7 @@ pub fn plan(table: &str, target: Target, columns: &[(&str, &str)]) -> LoadPlan {
             field,
             nullable: true,
             inferred: false,
+            notation: longshore_domain::Notation::default(),
         })
         .collect();
     LoadPlan {
