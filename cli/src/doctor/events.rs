@@ -37,7 +37,7 @@ pub enum Listener {
     /// Heard as they come.
     Hears(EventListener),
     /// Counted in the stream, by a user that may not hear them.
-    Counts(EventCounter),
+    Counts(Box<EventCounter>),
     /// Why not at all.
     Deaf(String),
 }
@@ -51,7 +51,7 @@ pub async fn listen(settings: &Settings, events: &Events) -> Option<Listener> {
         Err(error) => error.reason,
     };
     Some(match EventCounter::start(&config).await {
-        Ok(counter) => Listener::Counts(counter),
+        Ok(counter) => Listener::Counts(Box::new(counter)),
         Err(error) => {
             let uncounted = error.reason;
             Listener::Deaf(format!(
