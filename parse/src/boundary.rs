@@ -137,7 +137,7 @@ impl Boundary {
 
     /// The first byte of a record. `None`: the block ends within what may be a comment's prefix; `Some(Some(_))`: the line
     /// is empty, and ends before `at`.
-    #[inline]
+    #[inline(always)]
     fn start_record(&mut self, dialect: &Dialect, block: &[u8], at: &mut usize) -> Option<Option<LineKind>> {
         if let Some(prefix) = &dialect.comment {
             let rest = &block[*at..];

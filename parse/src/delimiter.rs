@@ -1,8 +1,6 @@
 //! What stands between two fields: one to four bytes, and where they match. Of delimiters that overlap one another the
 //! leftmost counts, and the next is looked for behind it, wherever the text is cut.
 
-use memchr::memchr;
-
 /// The longest delimiter, in bytes.
 const LONGEST: usize = 4;
 
@@ -11,8 +9,6 @@ const LONGEST: usize = 4;
 pub(crate) struct Delimiter {
     bytes: [u8; LONGEST],
     len: u8,
-    /// Whether it begins as it ends, so that two of them may overlap.
-    overlaps: bool,
 }
 
 impl Delimiter {
@@ -23,8 +19,7 @@ impl Delimiter {
         }
         let mut bytes = [0; LONGEST];
         bytes[..text.len()].copy_from_slice(text);
-        let overlaps = (1..text.len()).any(|shift| text[shift..] == text[..text.len() - shift]);
-        Some(Self { bytes, len: text.len() as u8, overlaps })
+        Some(Self { bytes, len: text.len() as u8 })
     }
 
     #[inline]
@@ -79,14 +74,9 @@ impl Matching {
     /// Whether a delimiter ends at `place`. Places are asked for in ascending order.
     pub(crate) fn ends_at(&mut self, text: &[u8], place: usize) -> bool {
         let delimiter = self.delimiter;
-        if place >= self.from + delimiter.len() {
-            // Almost every question is answered by the bytes before it.
-            if text[place - delimiter.len()..place] != *delimiter.as_bytes() {
-                return false;
-            }
-            if !delimiter.overlaps && place - delimiter.len() >= self.at {
-                return true;
-            }
+        // Almost every question is answered by the bytes before it.
+        if place >= self.from + delimiter.len() && text[place - delimiter.len()..place] != *delimiter.as_bytes() {
+            return false;
         }
         self.advance(text, place)
     }
@@ -97,16 +87,14 @@ impl Matching {
     }
 
     fn advance(&mut self, text: &[u8], place: usize) -> bool {
+        // A byte that no delimiter holds stands between two: only what follows the last one has to be looked at.
+        let foreign = |byte: &u8| !self.delimiter.as_bytes().contains(byte);
+        if let Some(found) = text[self.at..place].iter().rposition(foreign) {
+            self.at += found + 1;
+            self.seen = 0;
+        }
         let mut ended = false;
         while self.at < place {
-            ended = false;
-            if self.seen == 0 {
-                let Some(found) = memchr(self.delimiter.first(), &text[self.at..place]) else {
-                    self.at = place;
-                    break;
-                };
-                self.at += found;
-            }
             self.seen = self.delimiter.step(self.seen, text[self.at]);
             self.at += 1;
             ended = self.seen == self.delimiter.len;
