@@ -30,7 +30,7 @@ fn days(text: &[u8]) -> Option<i32> {
 /// A day of the calendar, years 0001 to 9999, as days since 1970-01-01.
 #[inline]
 pub(super) fn days_of(year: u32, month: u32, day: u32) -> Option<i32> {
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let in_month = match month {
         2 => 28 + u32::from(leap),
         4 | 6 | 9 | 11 => 30,
