@@ -46,7 +46,7 @@ fn column(kind: &str, options: &str) -> Result<Column, String> {
 /// What becomes of a quoted cell.
 fn outcome(kind: &str, options: &str, text: &str) -> Result<String, String> {
     let column = column(kind, options)?;
-    let mut plan = plan(&Format::default(), &[column.kind.clone()], 0, 1);
+    let mut plan = plan(&Format::default(), std::slice::from_ref(&column.kind), 0, 1);
     plan.fields[0].notation = column.notation();
     let record = format!("\"{}\"\n", text.replace('"', "\"\""));
     let parsed = read_chunk(&plan, record.as_bytes(), &chunks(&plan, record.as_bytes(), 1000)[0]);
