@@ -87,34 +87,54 @@ pub fn join_types(a: &ColumnType, b: &ColumnType) -> ColumnType {
     }
 }
 
-/// The type of a column from its cells: `None` stands for null. A column of nulls is text.
-#[must_use]
-pub fn infer<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> ColumnType {
-    let mut kind: Option<ColumnType> = None;
-    let (mut most_whole, mut most_digits) = (0, 0);
-    for text in cells.flatten() {
+/// What the cells of a column told so far. Cells may come in any number of samples: the type is that of all of them together.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Tally {
+    kind: Option<ColumnType>,
+    most_whole: usize,
+    most_digits: usize,
+}
+
+impl Tally {
+    /// Takes a cell that is not null.
+    pub fn add(&mut self, text: &str) {
+        if self.kind == Some(ColumnType::Text) {
+            return;
+        }
         let next = type_of(text);
         if matches!(next, ColumnType::Int64 | ColumnType::Decimal { .. }) {
             let whole = text.bytes().skip_while(|byte| *byte == b'-').take_while(u8::is_ascii_digit).count();
-            most_whole = most_whole.max(whole);
-            most_digits = most_digits.max(cell::significant_digits(text));
+            self.most_whole = self.most_whole.max(whole);
+            self.most_digits = self.most_digits.max(cell::significant_digits(text));
         }
-        kind = Some(match &kind {
+        self.kind = Some(match &self.kind {
             Some(kind) => join_types(kind, &next),
             None => next,
         });
-        if kind == Some(ColumnType::Text) {
-            break;
+    }
+
+    /// The narrowest type that loses nothing of the cells; of none, text.
+    #[must_use]
+    pub fn column_type(&self) -> ColumnType {
+        match &self.kind {
+            Some(ColumnType::Decimal { scale, .. })
+                if self.most_whole + usize::from(*scale) > usize::from(MAX_PRECISION) =>
+            {
+                ColumnType::Text
+            }
+            Some(ColumnType::Float64) if self.most_digits > FLOAT_DIGITS => ColumnType::Text,
+            Some(kind) => kind.clone(),
+            None => ColumnType::Text,
         }
     }
-    match kind {
-        Some(ColumnType::Decimal { scale, .. }) if most_whole + usize::from(scale) > usize::from(MAX_PRECISION) => {
-            ColumnType::Text
-        }
-        Some(ColumnType::Float64) if most_digits > FLOAT_DIGITS => ColumnType::Text,
-        Some(kind) => kind,
-        None => ColumnType::Text,
-    }
+}
+
+/// The type of a column from its cells: `None` stands for null. A column of nulls is text.
+#[must_use]
+pub fn infer<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> ColumnType {
+    let mut tally = Tally::default();
+    cells.flatten().for_each(|text| tally.add(text));
+    tally.column_type()
 }
 
 #[cfg(test)]
