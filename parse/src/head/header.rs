@@ -2,8 +2,10 @@
 
 use longshore_domain::Format;
 
+use crate::dialect::Dialect;
 use crate::error::FormatError;
 use crate::head::lines::Lines;
+use crate::head::sniff::widths;
 use crate::record::QuoteFault;
 
 pub(super) fn read_header(lines: &mut Lines<'_>, format: &Format) -> Result<Option<Vec<String>>, FormatError> {
@@ -17,22 +19,67 @@ pub(super) fn read_header(lines: &mut Lines<'_>, format: &Format) -> Result<Opti
                 FormatError::unsupported(format!("the header is longer than {} bytes", lines.text.len()))
             });
         };
-        if lines.fault == Some(QuoteFault::Unclosed) {
+        let mended = mend_quotes(lines, format);
+        if mended.is_none() && lines.fault == Some(QuoteFault::Unclosed) {
             return Err(FormatError::mismatch(
                 "a quote in the header is never closed; mend it, or give another quote".to_owned(),
             ));
         }
-        let cells = fields
-            .iter()
-            .map(|field| lines.cell(*field))
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| FormatError::unsupported("the header is not UTF-8; convert the file to UTF-8"))?;
+        let cells = match mended {
+            Some(cells) => cells,
+            None => fields
+                .iter()
+                .map(|field| lines.cell(*field))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| FormatError::unsupported("the header is not UTF-8; convert the file to UTF-8"))?,
+        };
         header = Some(match header {
             None => cells,
             Some(above) => join_header(above, cells),
         });
     }
     Ok(header)
+}
+
+/// The cells of a header whose quotes are at fault: those of its first physical line, an opening quote that is never closed before
+/// a delimiter being part of the name. Only where the records below, nearly all of them, have as many fields; then they begin
+/// behind that line. `None`: nothing to mend, or no such evidence.
+fn mend_quotes(lines: &mut Lines<'_>, format: &Format) -> Option<Vec<String>> {
+    lines.fault?;
+    let text = &lines.text[lines.start..];
+    let end = lines.dialect.find_line_end(text)?;
+    let next = lines.dialect.behind_line_end(text, end);
+    let line = std::str::from_utf8(&text[..end]).ok()?.trim_end_matches('\r');
+    let cells = lenient_cells(line, &format.delimiter, &format.quote);
+    let mut rest = Lines::new(lines.text, lines.whole, Dialect::new(format, 0).ok()?);
+    rest.at = lines.start + next;
+    let data = widths(&mut rest)?;
+    if data.mode != cells.len() || data.mode < 2 || data.records < 2 || data.share < 0.9 {
+        return None;
+    }
+    lines.at = lines.start + next;
+    lines.line = lines.start_line + 1;
+    Some(cells)
+}
+
+/// Cells of a line: one in quotes is such only where a delimiter or the end is behind its closing quote.
+fn lenient_cells(line: &str, delimiter: &str, quote: &str) -> Vec<String> {
+    let mut cells = Vec::new();
+    let mut rest = line;
+    loop {
+        let body = rest.strip_prefix(quote).filter(|_| !quote.is_empty());
+        let closed = body.and_then(|body| {
+            let close = body.find(quote)?;
+            let behind = &body[close + quote.len()..];
+            (behind.is_empty() || behind.starts_with(delimiter)).then_some((&body[..close], behind))
+        });
+        let (cell, behind) = closed.unwrap_or_else(|| rest.split_at(rest.find(delimiter).unwrap_or(rest.len())));
+        cells.push(cell.to_owned());
+        match behind.strip_prefix(delimiter) {
+            Some(next) => rest = next,
+            None => return cells,
+        }
+    }
 }
 
 /// Cells of several header records, joined by a space.

@@ -303,6 +303,97 @@ mod tests {
     }
 
     #[test]
+    fn a_header_with_a_broken_quote_is_mended_where_the_data_say_so() {
+        for text in ["a,\"b,\"c\",d\n1,2,3,4\n5,6,7,8\n", "a,b,c,\"d\n1,\"x\",3,4\n5,6,7,8\n"] {
+            let head = head(text);
+            assert_eq!((head.width, head.data_line), (4, 2), "{text:?}");
+            assert!(head.header.iter().any(|name| name.starts_with('"')), "{:?}", head.header);
+        }
+    }
+
+    #[test]
+    fn further_samples_widen_types() {
+        let mut head = head("a,b,c,d\n1,1,,2013-01-01\n");
+        infer_more(&mut head, b"2,007,5,x\n2.5,8,6,\"y\"\n9,9,cut off").unwrap();
+        let kinds: Vec<String> = head.inferred.iter().map(ToString::to_string).collect();
+        assert_eq!(kinds, ["decimal(38,1)", "text", "int64", "text"]);
+        infer_more(&mut head, b"1,1,1,1\n").unwrap();
+        assert_eq!(head.inferred[1], ColumnType::Text, "text stays text");
+    }
+
+    #[test]
+    fn unusual_dialects_are_found() {
+        let q = Format::default();
+        for (text, expected) in [
+            ("a~b~c\n1~2~3\n4~5~6\n", Format { delimiter: "~".into(), ..q.clone() }),
+            ("a^b\n1^2\n3^4\n", Format { delimiter: "^".into(), ..q.clone() }),
+            ("a\x01b\nx, y\x012\n", Format { delimiter: "\x01".into(), ..q.clone() }),
+            ("a\x1fb\n1\x1f2\n", Format { delimiter: "\x1f".into(), ..q.clone() }),
+            ("a||b||c\n1||2||3\n", Format { delimiter: "||".into(), ..q.clone() }),
+            ("a::b\n1::2\n3::4\n", Format { delimiter: "::".into(), ..q.clone() }),
+            ("a, b\n1, \"2, 3\"\n", Format { delimiter: ", ".into(), ..q.clone() }),
+            ("a; b\n1; 2,5\n", Format { delimiter: "; ".into(), ..q.clone() }),
+            ("a b c\n1 2 \"x y\"\n4 5 6\n", Format { delimiter: " ".into(), ..q.clone() }),
+            ("a,b\n'x, y','it''s'\n'z','w'\n", Format { quote: "'".into(), escape: "'".into(), ..q.clone() }),
+            ("a,b\r1,2\r3,\"x\ny\"\r", Format { line_end: LineEnd::Cr, ..q.clone() }),
+            ("a,b\r\n1,2\r\n", Format { line_end: LineEnd::CrLf, ..q.clone() }),
+            ("a,b\n\"5 in,2\n\"6 in,3\n", Format { quote: String::new(), escape: String::new(), ..q.clone() }),
+            ("a,b\n1,x y z\n2,it's\n", q.clone()),
+            ("a, b\n1,2\n", q),
+        ] {
+            assert_eq!(head(text).format, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_preamble_is_passed_over_only_on_evidence() {
+        for (text, skip, line) in [
+            ("Report of 2020\n\nid,name,n\n1,a,2\n2,b,3\n", 2, 4),
+            ("# made by x\n# y\nid,name\na,b\nc,d\n", 2, 4),
+            ("Title,,\nid,name,n\n1,a,2\n2,b,3\n", 1, 3),
+            ("x\nid,name\na,b\nc,d\n", 0, 2),
+            ("id,name\n1,a\n2,b\n", 0, 2),
+            ("idname\n1,a\n2,b\n3,c\n", 0, 2),
+        ] {
+            let head = head(text);
+            assert_eq!((head.format.skip_rows, head.data_line), (skip, line), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn header_records_are_counted_only_on_evidence() {
+        for (text, rows) in [
+            ("a,b\na,b\n1,2\n", 2),
+            (",x,,y\nid,min,max,n\n1,2,3,4\n1,2,3,4\n1,2,3,4\n", 2),
+            ("name,x,y\nbob,NA,-\nann,1,2\neve,3,4\njoe,5,6\n", 1),
+            ("10:00,x\n11:00,y\n", 0),
+            ("AB-1234,x\nCD-5678,y\nEF-9012,z\nGH-3456,w\n", 0),
+            ("country,2019,2020\nDE,1,2\nFR,3,4\n", 1),
+            ("bob,x\nann,y\n", 1),
+        ] {
+            assert_eq!(head(text).format.header_rows, rows, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_ragged_header_fits_the_data_only_where_rows_are_padded() {
+        let given = GivenFormat { ragged: Ragged::Pad, ..GivenFormat::default() };
+        for (text, header) in [
+            ("ab,c\n1,2,3\n4,5,6\n", &["ab", "c", "column_3"][..]),
+            (",a,b\n1,2\n4,5\n", &["a", "b"]),
+            ("x,a,b\n1,2\n4,5\n", &["x", "a", "b"]),
+        ] {
+            let padded = read_head(text.as_bytes(), true, &given, &Detected::PLAIN).unwrap();
+            assert_eq!(padded.header, header, "{text:?}");
+            assert_eq!(
+                head(text).width,
+                text.lines().next().unwrap().split(',').count(),
+                "obeyed where rows are rejected"
+            );
+        }
+    }
+
+    #[test]
     fn what_was_undone_is_shown() {
         let detected = Detected { compression: Compression::Gzip, encoding: Encoding::Latin1, bom_len: 0 };
         let format = read_head("ä,b\n".as_bytes(), true, &GivenFormat::default(), &detected).unwrap().format;

@@ -28,7 +28,7 @@ pub(super) struct Widths {
     pub(super) mode: usize,
     /// Of all records, those with `mode` fields.
     pub(super) share: f64,
-    records: usize,
+    pub(super) records: usize,
     faults: usize,
     /// Of all records, those whose quotes are at fault or inside an unquoted field.
     fault_share: f64,
