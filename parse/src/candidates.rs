@@ -20,6 +20,7 @@ static FORMATS: LazyLock<Vec<TimePattern>> = LazyLock::new(|| {
 });
 
 /// The formats that every cell so far is written in.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Candidates(Vec<&'static TimePattern>);
 
 impl Default for Candidates {
@@ -38,7 +39,7 @@ impl Candidates {
     }
 
     /// The format, where it is the only one.
-    pub(crate) fn only(self) -> Option<Inferred> {
+    pub(crate) fn only(&self) -> Option<Inferred> {
         let [format] = self.0[..] else { return None };
         let kind = if format.check(&ColumnType::Date).is_ok() { ColumnType::Date } else { ColumnType::Timestamp };
         Some(Inferred { kind, format: Some(format.clone()) })

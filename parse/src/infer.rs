@@ -116,55 +116,51 @@ pub fn is_typed(text: &str) -> bool {
     type_of(text) != ColumnType::Text || Candidates::default().keep(text)
 }
 
-/// What a column is, from its cells: `None` stands for null. A column of nulls is text.
-#[must_use]
-pub fn infer<'a>(cells: impl Iterator<Item = Option<&'a str>> + Clone) -> Inferred {
-    match infer_plain(cells.clone()) {
-        ColumnType::Text => infer_format(cells).unwrap_or_else(|| ColumnType::Text.into()),
-        kind => kind.into(),
-    }
+/// What the cells of a column told so far. Cells may come in any number of samples: the type is that of all of them together.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Tally {
+    kind: Option<ColumnType>,
+    most_whole: usize,
+    most_digits: usize,
+    /// The formats of dates that all cells so far are written in.
+    candidates: Candidates,
 }
 
-/// The one format of dates or timestamps that every cell is written in. Where two of them fit all cells, nobody knows which
-/// is meant, and there is none.
-fn infer_format<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> Option<Inferred> {
-    let mut candidates = Candidates::default();
-    let mut seen = false;
-    for text in cells.flatten() {
-        seen = true;
-        if !candidates.keep(text) {
-            return None;
+impl Tally {
+    /// Takes a cell that is not null.
+    pub fn add(&mut self, text: &str) {
+        self.candidates.keep(text);
+        if self.kind == Some(ColumnType::Text) {
+            return;
         }
-    }
-    candidates.only().filter(|_| seen)
-}
-
-/// The type of a column whose cells are written in the plain way.
-fn infer_plain<'a>(cells: impl Iterator<Item = Option<&'a str>>) -> ColumnType {
-    let mut kind: Option<ColumnType> = None;
-    let (mut most_whole, mut most_digits) = (0, 0);
-    for text in cells.flatten() {
         let next = type_of(text);
         if matches!(next, ColumnType::Int64 | ColumnType::Decimal { .. }) {
             let whole = text.bytes().skip_while(|byte| *byte == b'-').take_while(u8::is_ascii_digit).count();
-            most_whole = most_whole.max(whole);
-            most_digits = most_digits.max(cell::significant_digits(text));
+            self.most_whole = self.most_whole.max(whole);
+            self.most_digits = self.most_digits.max(cell::significant_digits(text));
         }
-        kind = Some(match &kind {
+        self.kind = Some(match &self.kind {
             Some(kind) => join_types(kind, &next),
             None => next,
         });
-        if kind == Some(ColumnType::Text) {
-            break;
-        }
     }
-    match kind {
-        Some(ColumnType::Decimal { scale, .. }) if most_whole + usize::from(scale) > usize::from(MAX_PRECISION) => {
-            ColumnType::Text
-        }
-        Some(ColumnType::Float64) if most_digits > FLOAT_DIGITS => ColumnType::Text,
-        Some(kind) => kind,
-        None => ColumnType::Text,
+
+    /// The narrowest type that loses nothing of the cells; of none, text. Dates that are not in ISO 8601 where every cell is
+    /// written in one format; where two of them fit all cells, nobody knows which is meant, and it is text.
+    #[must_use]
+    pub fn inferred(&self) -> Inferred {
+        let kind = match &self.kind {
+            Some(ColumnType::Decimal { scale, .. })
+                if self.most_whole + usize::from(*scale) > usize::from(MAX_PRECISION) =>
+            {
+                ColumnType::Text
+            }
+            Some(ColumnType::Float64) if self.most_digits > FLOAT_DIGITS => ColumnType::Text,
+            Some(ColumnType::Text) => return self.candidates.only().unwrap_or_else(|| ColumnType::Text.into()),
+            Some(kind) => kind.clone(),
+            None => ColumnType::Text,
+        };
+        kind.into()
     }
 }
 
@@ -173,7 +169,9 @@ mod tests {
     use super::*;
 
     fn of(cells: &[&str]) -> String {
-        let found = infer(cells.iter().map(|cell| (!cell.is_empty()).then_some(*cell)));
+        let mut tally = Tally::default();
+        cells.iter().filter(|cell| !cell.is_empty()).for_each(|cell| tally.add(cell));
+        let found = tally.inferred();
         found.format.map_or(found.kind.to_string(), |format| format!("{} {format}", found.kind))
     }
 

@@ -1,22 +1,30 @@
 //! The head of a file: what it is, what its columns are called, where its data begins and what types they seem to have.
 //! Called once an import by the planner, with the object's first bytes. What was given is obeyed; the rest is looked for.
-
-use longshore_domain::{ByteOffset, Format, GivenFormat, LineEnd};
+//!
+//! - [`encoding`]: what was done to the text before it can be read.
+//! - `sniff`: line end, delimiter, quote, escape. `layout`: what stands before the table, and how many records are its header.
+//! - `header`: the names. `lines`: records of a sample.
 
 pub mod encoding;
+mod header;
+mod layout;
+mod lines;
+mod sniff;
+
+use longshore_domain::request::MAX_COLUMNS;
+use longshore_domain::{ByteOffset, Format, GivenFormat, LineEnd, Ragged};
 
 use crate::dialect::Dialect;
 use crate::error::FormatError;
 use crate::head::encoding::Detected;
-use crate::infer::{Inferred, infer, is_typed};
-use crate::record::{Field, Next, QuoteFault, read_record, unescape};
+use crate::head::header::{read_header, unique_names};
+use crate::head::layout::Layout;
+use crate::head::lines::Lines;
+use crate::head::sniff::{Sniffer, widths};
+use crate::infer::{Inferred, Tally};
 
-/// Records that are looked at to find a delimiter.
-const SNIFFED: usize = 200;
 /// Records that types are inferred from.
 const INFERRED: usize = 10_000;
-/// Delimiters that are tried where none is given, the likelier first.
-const DELIMITERS: [u8; 5] = [b',', b';', b'\t', b'|', b':'];
 
 /// What the first bytes of a file tell.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +43,8 @@ pub struct Head {
     pub data_line: u64,
     /// The type that each field seems to have.
     pub inferred: Vec<Inferred>,
+    /// What that type comes of.
+    tallies: Vec<Tally>,
 }
 
 /// Reads the head from the first bytes of the decoded text, which is UTF-8; `whole`: they are all of it. A byte order mark at
@@ -48,40 +58,75 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
     if sample.len() == bom {
         return Err(FormatError::empty("the file holds no character"));
     }
-    let skip_rows = given.skip_rows.unwrap_or(0);
-    let start = skip_lines(sample, whole, bom, given)?;
-    let text = &sample[start..];
-    let format = find_format(text, whole, given, detected)?;
+    let mut format = given_format(given, detected);
+    format.line_end = sniff::line_end(&sample[bom..], given);
+    let mut start = skip_lines(sample, whole, bom, format.skip_rows, format.line_end)?;
+    let mut text = &sample[start..];
+    Sniffer { text, whole }.dialect(&mut format, given)?;
+
+    let passed = lay_out(text, whole, &mut format, given)?;
+    start += passed;
+    text = &text[passed..];
 
     let mut lines = Lines::new(text, whole, Dialect::new(&format, 0)?);
     let header = read_header(&mut lines, &format)?;
-    let width = match &header {
-        Some(cells) => cells.len(),
-        None => lines.peek_width(&format)?,
-    };
-    if width > longshore_domain::request::MAX_COLUMNS {
-        let most = longshore_domain::request::MAX_COLUMNS;
-        return Err(FormatError::unsupported(format!("the file has {width} columns; at most {most} are read")));
+    let raw_header = fit_to_data(header, &lines, &format)?;
+    let width = raw_header.len();
+    if width > MAX_COLUMNS {
+        return Err(FormatError::unsupported(format!("the file has {width} columns; at most {MAX_COLUMNS} are read")));
     }
-    let raw_header: Vec<String> = header.unwrap_or_else(|| (1..=width).map(|n| format!("column_{n}")).collect());
     let (data_at, lines_before) = (lines.at, lines.line);
     lines.dialect = Dialect::new(&format, width)?;
-    let inferred = infer_columns(&mut lines, &format, width);
+    let mut tallies = vec![Tally::default(); width];
+    tally(&mut lines, &format, &mut tallies);
     Ok(Head {
         header: unique_names(&raw_header),
         raw_header,
         width,
         data_start: ByteOffset((start + data_at) as u64),
-        data_line: 1 + u64::from(skip_rows) + lines_before,
-        inferred,
+        data_line: 1 + u64::from(format.skip_rows) + lines_before,
+        inferred: tallies.iter().map(Tally::inferred).collect(),
+        tallies,
         format,
     })
 }
 
+/// Joins the types with those of another sample of the decoded text, which begins where a record does. A last record that has
+/// no line end is passed over. The types only become wider.
+///
+/// # Errors
+/// None but that of a head whose format is no dialect.
+pub fn infer_more(head: &mut Head, sample: &[u8]) -> Result<(), FormatError> {
+    let mut lines = Lines::new(sample, false, Dialect::new(&head.format, head.width)?);
+    tally(&mut lines, &head.format, &mut head.tallies);
+    head.inferred = head.tallies.iter().map(Tally::inferred).collect();
+    Ok(())
+}
+
+/// What was given, and the defaults.
+fn given_format(given: &GivenFormat, detected: &Detected) -> Format {
+    let quote = given.quote.clone().unwrap_or_else(|| "\"".into());
+    let plain = Format::default();
+    Format {
+        delimiter: given.delimiter.clone().unwrap_or(plain.delimiter),
+        escape: given.escape.clone().unwrap_or_else(|| quote.clone()),
+        quote,
+        header_rows: given.header_rows.unwrap_or(1),
+        skip_rows: given.skip_rows.unwrap_or(0),
+        comment: given.comment.clone(),
+        ragged: given.ragged,
+        encoding: detected.encoding,
+        encoding_errors: given.encoding_errors,
+        null_values: given.null_values.clone().unwrap_or(plain.null_values),
+        compression: detected.compression,
+        kind: plain.kind,
+        line_end: plain.line_end,
+    }
+}
+
 /// Where the text behind the byte order mark and `skip_rows` physical lines begins.
-fn skip_lines(sample: &[u8], whole: bool, bom: usize, given: &GivenFormat) -> Result<usize, FormatError> {
-    let skip_rows = given.skip_rows.unwrap_or(0);
-    let returns = given.line_end == Some(LineEnd::Cr);
+fn skip_lines(sample: &[u8], whole: bool, bom: usize, skip_rows: u32, end: LineEnd) -> Result<usize, FormatError> {
+    let returns = end == LineEnd::Cr;
     let mut start = bom;
     for line in 0..skip_rows {
         let Some(end) = line_end(&sample[start..], whole, returns) else {
@@ -106,269 +151,60 @@ fn line_end(text: &[u8], whole: bool, returns: bool) -> Option<usize> {
     }
 }
 
-/// What was given, and what is found where nothing was.
-fn find_format(text: &[u8], whole: bool, given: &GivenFormat, detected: &Detected) -> Result<Format, FormatError> {
-    let mut format = Format {
-        quote: given.quote.clone().unwrap_or_else(|| "\"".into()),
-        line_end: given.line_end.unwrap_or_default(),
-        header_rows: given.header_rows.unwrap_or(1),
-        skip_rows: given.skip_rows.unwrap_or(0),
-        comment: given.comment.clone(),
-        ragged: given.ragged,
-        encoding: detected.encoding,
-        encoding_errors: given.encoding_errors,
-        null_values: given.null_values.clone().unwrap_or_else(|| vec![String::new()]),
-        compression: detected.compression,
-        ..Format::default()
-    };
-    format.escape = given.escape.clone().unwrap_or_else(|| format.quote.clone());
-    format.delimiter = match &given.delimiter {
-        Some(delimiter) => delimiter.clone(),
-        None => char::from(sniff_delimiter(text, whole, &format)?).to_string(),
-    };
-    if given.escape.is_none() {
-        format.escape = sniff_escape(text, whole, &format)?;
-    }
-    if given.header_rows.is_none() && looks_headless(text, whole, &format)? {
-        format.header_rows = 0;
-    }
-    Ok(format)
-}
-
-/// Records of the sample, one by one. A last record that the sample cuts off is none.
-struct Lines<'a> {
-    text: &'a [u8],
-    whole: bool,
-    dialect: Dialect,
-    at: usize,
-    line: u64,
-    fields: Vec<Field>,
-    fault: Option<QuoteFault>,
-    /// Whether a quote stands inside an unquoted field: allowed, yet a hint that the delimiter is another one.
-    stray: bool,
-}
-
-impl<'a> Lines<'a> {
-    fn new(text: &'a [u8], whole: bool, dialect: Dialect) -> Self {
-        Self { text, whole, dialect, at: 0, line: 0, fields: Vec::new(), fault: None, stray: false }
-    }
-
-    /// The fields of the next record, or `None` behind the last.
-    fn next(&mut self) -> Option<Vec<Field>> {
-        loop {
-            self.fields.clear();
-            match read_record(&self.dialect, self.text, self.at, 0, &mut self.fields) {
-                Next::End => return None,
-                Next::Skipped(next) => {
-                    self.at = next;
-                    self.line += 1;
-                }
-                Next::Record(record) => {
-                    let cut = record.next == self.text.len() && !self.text.ends_with(b"\n");
-                    if cut && !self.whole {
-                        return None;
-                    }
-                    self.at = record.next;
-                    self.line += record.lines;
-                    self.fault = record.fault.map(|fault| fault.kind);
-                    self.stray = self.dialect.quote.is_some_and(|quote| {
-                        let mut unquoted = self.fields.iter().filter(|field| !field.is_quoted());
-                        unquoted.any(|field| self.text[field.range()].contains(&quote))
-                    });
-                    return Some(self.fields.clone());
-                }
-            }
-        }
-    }
-
-    fn cell(&self, field: Field) -> Option<String> {
-        let raw = self.text.get(field.range())?;
-        let mut cell = raw.to_vec();
-        if field.is_escaped() {
-            unescape(&self.dialect, raw, &mut cell);
-        }
-        if self.dialect.replaces {
-            return Some(String::from_utf8_lossy(&cell).into_owned());
-        }
-        String::from_utf8(cell).ok()
-    }
-
-    /// The cell's text; `None`: null, or no UTF-8, which says nothing of a type.
-    fn value(&self, field: Field, null_values: &[String]) -> Option<String> {
-        let cell = self.cell(field)?;
-        let null = !field.is_quoted() && null_values.contains(&cell);
-        (!null).then_some(cell)
-    }
-
-    /// The most frequent number of fields in the next records.
-    fn peek_width(&self, format: &Format) -> Result<usize, FormatError> {
-        let mut lines = Lines::new(self.text, self.whole, Dialect::new(format, 0)?);
-        lines.at = self.at;
-        Ok(widths(&mut lines).map_or(1, |widths| widths.mode))
-    }
-}
-
-struct Widths {
-    mode: usize,
-    /// Of all records, those with `mode` fields.
-    share: f64,
-    faults: usize,
-    /// Of all records, those whose quotes are at fault or inside an unquoted field.
-    fault_share: f64,
-}
-
-fn widths(lines: &mut Lines<'_>) -> Option<Widths> {
-    let mut counts = std::collections::BTreeMap::<usize, usize>::new();
-    let (mut records, mut faults, mut odd) = (0, 0, 0);
-    while records < SNIFFED
-        && let Some(fields) = lines.next()
+/// Finds `skip_rows` and `header_rows` where they were not given; gives the bytes to pass over.
+fn lay_out(text: &[u8], whole: bool, format: &mut Format, given: &GivenFormat) -> Result<usize, FormatError> {
+    let mode = widths(&mut Lines::new(text, whole, Dialect::new(format, 0)?)).map_or(1, |widths| widths.mode);
+    let mut layout = Layout::new(text, whole, format, mode)?;
+    let mut passed = 0;
+    if given.skip_rows.is_none()
+        && given.header_rows != Some(0)
+        && let Some((bytes, line_ends)) = layout.pass_preamble()
     {
-        *counts.entry(fields.len()).or_default() += 1;
-        records += 1;
-        faults += usize::from(lines.fault.is_some());
-        odd += usize::from(lines.fault.is_some() || lines.stray);
+        passed = bytes;
+        format.skip_rows = u32::try_from(line_ends).unwrap_or(u32::MAX);
     }
-    let (mode, count) = counts.into_iter().max_by_key(|(width, count)| (*count, *width))?;
-    let of_all = |count: usize| count as f64 / records as f64;
-    Some(Widths { mode, share: of_all(count), faults, fault_share: of_all(odd) })
-}
-
-/// The candidate that cuts most records into the same number of fields, at least two; a comma where none does.
-fn sniff_delimiter(text: &[u8], whole: bool, format: &Format) -> Result<u8, FormatError> {
-    let mut best: Option<(u8, f64)> = None;
-    for delimiter in DELIMITERS {
-        let format = Format { delimiter: char::from(delimiter).to_string(), ..format.clone() };
-        let Ok(dialect) = Dialect::new(&format, 0) else { continue };
-        let Some(widths) = widths(&mut Lines::new(text, whole, dialect)) else { continue };
-        if widths.mode < 2 {
-            continue;
-        }
-        // Consistency first; among consistent ones the one that cuts finer.
-        let mut score = (widths.share - widths.fault_share) * 100.0 + (widths.mode as f64).ln();
-        if delimiter == b':' {
-            // Times hold colons: it has to be in every record, the header too, and much better.
-            if widths.share < 1.0 || first_line_is_a_value(text) {
-                continue;
-            }
-            score -= 20.0;
-        }
-        if best.is_none_or(|(_, known)| score > known) {
-            best = Some((delimiter, score));
-        }
+    if given.header_rows.is_none() {
+        format.header_rows = layout.header_rows();
     }
-    Ok(best.map_or(b',', |(delimiter, _)| delimiter))
+    Ok(passed)
 }
 
-/// Whether the first line as a whole is a time or the like.
-fn first_line_is_a_value(text: &[u8]) -> bool {
-    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    std::str::from_utf8(line).is_ok_and(|line| is_typed(line.trim_end_matches('\r')))
-}
-
-/// A backslash, only where doubling leaves faults and a backslash none.
-fn sniff_escape(text: &[u8], whole: bool, format: &Format) -> Result<String, FormatError> {
-    let faults = |escape: &str| -> Result<usize, FormatError> {
-        let format = Format { escape: escape.to_owned(), ..format.clone() };
-        Ok(widths(&mut Lines::new(text, whole, Dialect::new(&format, 0)?)).map_or(0, |widths| widths.faults))
+/// The header's cells, one for each field that a record has to have. Without a header that is what most records have. With one it is
+/// what the header has; only where ragged records are padded, a header that itself is ragged is made to fit the data, so that no field is
+/// dropped of all records.
+fn fit_to_data(header: Option<Vec<String>>, lines: &Lines<'_>, format: &Format) -> Result<Vec<String>, FormatError> {
+    let named = |from: usize, to: usize| (from..=to).map(|place| format!("column_{place}"));
+    let mut rest = Lines::new(lines.text, lines.whole, Dialect::new(format, 0)?);
+    rest.at = lines.at;
+    let data = widths(&mut rest);
+    let Some(mut header) = header else {
+        return Ok(named(1, data.map_or(1, |data| data.mode)).collect());
     };
-    let doubled = format.quote.clone();
-    let may = !doubled.is_empty() && format.delimiter != "\\" && text.contains(&b'\\');
-    if may && faults(&doubled)? > 0 && faults("\\")? == 0 {
-        return Ok("\\".to_owned());
-    }
-    Ok(doubled)
-}
-
-/// Whether the first record is data: every cell of it is a number, a date or the like, and not all are empty.
-fn looks_headless(text: &[u8], whole: bool, format: &Format) -> Result<bool, FormatError> {
-    let mut lines = Lines::new(text, whole, Dialect::new(format, 0)?);
-    let Some(fields) = lines.next() else { return Ok(false) };
-    let cells: Vec<String> = fields.iter().filter_map(|field| lines.value(*field, &format.null_values)).collect();
-    Ok(!cells.is_empty() && cells.iter().all(|cell| !cell.is_empty() && is_typed(cell)))
-}
-
-fn read_header(lines: &mut Lines<'_>, format: &Format) -> Result<Option<Vec<String>>, FormatError> {
-    let mut header: Option<Vec<String>> = None;
-    for row in 0..format.header_rows {
-        let Some(fields) = lines.next() else {
-            return Err(if lines.whole {
-                let rows = format.header_rows;
-                FormatError::mismatch(format!("header_rows is {rows}, but the file has only {row} records"))
-            } else {
-                FormatError::unsupported(format!("the header is longer than {} bytes", lines.text.len()))
-            });
-        };
-        if lines.fault == Some(QuoteFault::Unclosed) {
-            return Err(FormatError::mismatch(
-                "a quote in the header is never closed; mend it, or give another quote".to_owned(),
-            ));
+    let Some(data) = data.filter(|data| format.ragged == Ragged::Pad && data.share >= 0.9) else { return Ok(header) };
+    if data.mode > header.len() {
+        header.extend(named(header.len() + 1, data.mode));
+    } else {
+        let empty = header.iter().filter(|cell| cell.trim().is_empty()).count();
+        if header.len() - data.mode == empty {
+            header.retain(|cell| !cell.trim().is_empty());
         }
-        let cells = fields
-            .iter()
-            .map(|field| lines.cell(*field))
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| FormatError::unsupported("the header is not UTF-8; convert the file to UTF-8"))?;
-        header = Some(match header {
-            None => cells,
-            Some(above) => join_header(above, cells),
-        });
     }
     Ok(header)
 }
 
-/// Cells of several header records, joined by a space.
-fn join_header(above: Vec<String>, below: Vec<String>) -> Vec<String> {
-    let width = above.len().max(below.len());
-    let (mut above, mut below) = (above.into_iter(), below.into_iter());
-    (0..width)
-        .map(|_| {
-            let parts = [above.next().unwrap_or_default(), below.next().unwrap_or_default()];
-            parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
-        })
-        .collect()
-}
-
-/// Names that a table can have: `column_3` for an empty one, `a_2` for the second `a`.
-fn unique_names(raw: &[String]) -> Vec<String> {
-    let mut taken = std::collections::HashSet::new();
-    let mut names = Vec::with_capacity(raw.len());
-    for (place, cell) in raw.iter().enumerate() {
-        let cell: String = cell.trim().chars().filter(|c| !c.is_control()).collect();
-        let base = if cell.is_empty() { format!("column_{}", place + 1) } else { cut(&cell, 63) };
-        let mut name = base.clone();
-        let mut n = 2;
-        while !taken.insert(name.clone()) {
-            let suffix = format!("_{n}");
-            name = cut(&base, 63 - suffix.len()) + &suffix;
-            n += 1;
-        }
-        names.push(name);
-    }
-    names
-}
-
-/// The first bytes of a name, at a character's end.
-fn cut(name: &str, bytes: usize) -> String {
-    let mut end = name.len().min(bytes);
-    while !name.is_char_boundary(end) {
-        end -= 1;
-    }
-    name[..end].to_owned()
-}
-
-fn infer_columns(lines: &mut Lines<'_>, format: &Format, width: usize) -> Vec<Inferred> {
-    let mut columns: Vec<Vec<Option<String>>> = vec![Vec::new(); width];
+fn tally(lines: &mut Lines<'_>, format: &Format, tallies: &mut [Tally]) {
     for _ in 0..INFERRED {
         let Some(fields) = lines.next() else { break };
         // A record that will be a reject says nothing of the types.
-        if lines.fault.is_some() || fields.len() != width {
+        if lines.fault.is_some() || fields.len() != tallies.len() {
             continue;
         }
-        for (column, field) in columns.iter_mut().zip(fields) {
-            column.push(lines.value(field, &format.null_values));
+        for (tally, field) in tallies.iter_mut().zip(fields) {
+            if let Some(cell) = lines.value(field, &format.null_values) {
+                tally.add(&cell);
+            }
         }
     }
-    columns.iter().map(|cells| infer(cells.iter().map(Option::as_deref))).collect()
 }
 
 #[cfg(test)]
@@ -464,6 +300,97 @@ mod tests {
         let given = GivenFormat { null_values: Some(vec!["".into(), "NA".into()]), ..GivenFormat::default() };
         let head = read_head(b"a,b\nNA,\"NA\"\n1,x\n", true, &given, &Detected::PLAIN).unwrap();
         assert_eq!(head.inferred, [ColumnType::Int64, ColumnType::Text]);
+    }
+
+    #[test]
+    fn a_header_with_a_broken_quote_is_mended_where_the_data_say_so() {
+        for text in ["a,\"b,\"c\",d\n1,2,3,4\n5,6,7,8\n", "a,b,c,\"d\n1,\"x\",3,4\n5,6,7,8\n"] {
+            let head = head(text);
+            assert_eq!((head.width, head.data_line), (4, 2), "{text:?}");
+            assert!(head.header.iter().any(|name| name.starts_with('"')), "{:?}", head.header);
+        }
+    }
+
+    #[test]
+    fn further_samples_widen_types() {
+        let mut head = head("a,b,c,d\n1,1,,2013-01-01\n");
+        infer_more(&mut head, b"2,007,5,x\n2.5,8,6,\"y\"\n9,9,cut off").unwrap();
+        let kinds: Vec<String> = head.inferred.iter().map(|found| found.kind.to_string()).collect();
+        assert_eq!(kinds, ["decimal(38,1)", "text", "int64", "text"]);
+        infer_more(&mut head, b"1,1,1,1\n").unwrap();
+        assert_eq!(head.inferred[1], ColumnType::Text, "text stays text");
+    }
+
+    #[test]
+    fn unusual_dialects_are_found() {
+        let q = Format::default();
+        for (text, expected) in [
+            ("a~b~c\n1~2~3\n4~5~6\n", Format { delimiter: "~".into(), ..q.clone() }),
+            ("a^b\n1^2\n3^4\n", Format { delimiter: "^".into(), ..q.clone() }),
+            ("a\x01b\nx, y\x012\n", Format { delimiter: "\x01".into(), ..q.clone() }),
+            ("a\x1fb\n1\x1f2\n", Format { delimiter: "\x1f".into(), ..q.clone() }),
+            ("a||b||c\n1||2||3\n", Format { delimiter: "||".into(), ..q.clone() }),
+            ("a::b\n1::2\n3::4\n", Format { delimiter: "::".into(), ..q.clone() }),
+            ("a, b\n1, \"2, 3\"\n", Format { delimiter: ", ".into(), ..q.clone() }),
+            ("a; b\n1; 2,5\n", Format { delimiter: "; ".into(), ..q.clone() }),
+            ("a b c\n1 2 \"x y\"\n4 5 6\n", Format { delimiter: " ".into(), ..q.clone() }),
+            ("a,b\n'x, y','it''s'\n'z','w'\n", Format { quote: "'".into(), escape: "'".into(), ..q.clone() }),
+            ("a,b\r1,2\r3,\"x\ny\"\r", Format { line_end: LineEnd::Cr, ..q.clone() }),
+            ("a,b\r\n1,2\r\n", Format { line_end: LineEnd::CrLf, ..q.clone() }),
+            ("a,b\n\"5 in,2\n\"6 in,3\n", Format { quote: String::new(), escape: String::new(), ..q.clone() }),
+            ("a,b\n1,x y z\n2,it's\n", q.clone()),
+            ("a, b\n1,2\n", q),
+        ] {
+            assert_eq!(head(text).format, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_preamble_is_passed_over_only_on_evidence() {
+        for (text, skip, line) in [
+            ("Report of 2020\n\nid,name,n\n1,a,2\n2,b,3\n", 2, 4),
+            ("# made by x\n# y\nid,name\na,b\nc,d\n", 2, 4),
+            ("Title,,\nid,name,n\n1,a,2\n2,b,3\n", 1, 3),
+            ("x\nid,name\na,b\nc,d\n", 0, 2),
+            ("id,name\n1,a\n2,b\n", 0, 2),
+            ("idname\n1,a\n2,b\n3,c\n", 0, 2),
+        ] {
+            let head = head(text);
+            assert_eq!((head.format.skip_rows, head.data_line), (skip, line), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn header_records_are_counted_only_on_evidence() {
+        for (text, rows) in [
+            ("a,b\na,b\n1,2\n", 2),
+            (",x,,y\nid,min,max,n\n1,2,3,4\n1,2,3,4\n1,2,3,4\n", 2),
+            ("name,x,y\nbob,NA,-\nann,1,2\neve,3,4\njoe,5,6\n", 1),
+            ("10:00,x\n11:00,y\n", 0),
+            ("AB-1234,x\nCD-5678,y\nEF-9012,z\nGH-3456,w\n", 0),
+            ("country,2019,2020\nDE,1,2\nFR,3,4\n", 1),
+            ("bob,x\nann,y\n", 1),
+        ] {
+            assert_eq!(head(text).format.header_rows, rows, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_ragged_header_fits_the_data_only_where_rows_are_padded() {
+        let given = GivenFormat { ragged: Ragged::Pad, ..GivenFormat::default() };
+        for (text, header) in [
+            ("ab,c\n1,2,3\n4,5,6\n", &["ab", "c", "column_3"][..]),
+            (",a,b\n1,2\n4,5\n", &["a", "b"]),
+            ("x,a,b\n1,2\n4,5\n", &["x", "a", "b"]),
+        ] {
+            let padded = read_head(text.as_bytes(), true, &given, &Detected::PLAIN).unwrap();
+            assert_eq!(padded.header, header, "{text:?}");
+            assert_eq!(
+                head(text).width,
+                text.lines().next().unwrap().split(',').count(),
+                "obeyed where rows are rejected"
+            );
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use chrono::{DateTime, NaiveDate, NaiveTime};
 use longshore_domain::{Column, CreateRequest, Format};
 use longshore_parse::Values;
-use longshore_parse::infer::infer;
+use longshore_parse::infer::Tally;
 use serde_json::{Value, json};
 
 use crate::support::{cell, chunks, plan, read_chunk};
@@ -100,7 +100,9 @@ fn cells_become_what_the_page_says() {
 fn columns_are_found_as_the_page_says() {
     for row in tables("| cells | become |") {
         let cells: Vec<&str> = code(row[0]).split("` `").collect();
-        let found = infer(cells.iter().map(|cell| Some(*cell)));
+        let mut tally = Tally::default();
+        cells.iter().for_each(|cell| tally.add(cell));
+        let found = tally.inferred();
         let found = found.format.map_or(format!("`{}`", found.kind), |format| format!("`{}` `{format}`", found.kind));
         assert_eq!(found, row[1], "{cells:?}");
     }
