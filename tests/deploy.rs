@@ -409,7 +409,8 @@ async fn the_doctor_of_a_role_finds_what_lacks_and_nothing_else_under_exactly_th
     assert_says(&api, "upload", "detail", &["stays", "mc rm ALIAS/imports/imports/doctor/"]);
     let worker = place.doctor("worker", &worker_env, &[]).await;
     assert_eq!(with_status(&worker, "fail"), Vec::<&str>::new());
-    assert_eq!((&worker["upload"]["status"], &worker["reads"]["status"]), (&json!("skipped"), &json!("ok")));
+    assert_eq!(worker["upload"]["status"], "skipped");
+    assert_says(&worker, "reads", "detail", &["this key may read", "decoded text can be put, read and removed"]);
 
     // While it runs.
     let mut node = Process::longshore("worker", "worker", worker_env.clone(), place.folder.path());
@@ -436,6 +437,10 @@ async fn the_doctor_of_a_role_finds_what_lacks_and_nothing_else_under_exactly_th
     let wrong = place.doctor("worker", &worker_env, &[("S3_BUCKET", "elsewhere")]).await;
     assert_eq!(with_status(&wrong, "fail"), ["bucket"]);
     assert_says(&wrong, "bucket", "advice", &["LONGSHORE_S3_BUCKET"]);
+    let reader = [("S3_ACCESS_KEY_ID", API), ("S3_SECRET_ACCESS_KEY", S3_API)];
+    let wrong = place.doctor("worker", &worker_env, &reader).await;
+    assert_eq!((with_status(&wrong, "fail"), with_status(&wrong, "warn")), (vec![], vec!["reads"]));
+    assert_says(&wrong, "reads", "advice", &["imports/*/.decoded/", "worker-policy.json"]);
     let signer = [("S3_ACCESS_KEY_ID", "longshore-signer"), ("S3_SECRET_ACCESS_KEY", S3_SIGNER)];
     let wrong = place.doctor("worker", &worker_env, &signer).await;
     assert_eq!(with_status(&wrong, "fail"), ["bucket"], "that key may not read");

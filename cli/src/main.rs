@@ -4,6 +4,7 @@ mod client;
 mod doctor;
 mod healthcheck;
 mod import;
+mod lock;
 mod log;
 mod output;
 mod serve;
@@ -19,11 +20,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use longshore_storage::objects::Secret;
 use serde_json::Value;
 
 use client::{Client, ImportOrder};
 use log::Log;
-use longshore_storage::objects::Secret;
 use output::{Reader, print, say, write};
 use serve::Role;
 use settings::Settings;

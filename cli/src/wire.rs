@@ -1,11 +1,10 @@
 //! Wiring: settings to the parts of a process. The only place where implementations are chosen.
 
-use std::fs::{File, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::fs::File;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -24,16 +23,10 @@ use longshore_storage::destination::sqlite::SqliteDestination;
 use longshore_storage::inspect;
 use longshore_storage::objects::{EmbeddedConfig, EmbeddedStore, ObjectStore, S3Config, S3Store, Secret};
 
+use crate::lock::lock_folder;
 use crate::settings::{S3Settings, Settings};
 use crate::usage::Usage;
 use crate::waiting::{Dependency, Patience, wait_for};
-
-/// How often the lock of the data directory is tried: `longshore doctor` looks at it for a moment.
-const LOCK_TRIES: u32 = 5;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
-
-/// How much of the name of the data directory's owner is read, in bytes.
-const LONGEST_OWNER: u64 = 200;
 
 /// Sessions of the destination's pool besides one a worker: owners, the API.
 const SPARE_SESSIONS: u32 = 6;
@@ -132,54 +125,6 @@ pub async fn wire(settings: &Settings, start: &Start) -> Result<Wired> {
 /// SQLite in the data directory.
 pub fn default_database_url(settings: &Settings) -> Secret {
     Secret::new(format!("sqlite://{}?mode=rwc", settings.data_dir.join("longshore.sqlite").display()))
-}
-
-/// One process owns the folder at a time, and is named in the lock's file.
-async fn lock_folder(folder: &Path, owner: &str) -> Result<File> {
-    let shown = folder.display();
-    if folder.exists() && !folder.is_dir() {
-        bail!(
-            "LONGSHORE_DATA_DIR: {shown} is a file; the data directory has to be a folder, which is made where it is missing"
-        );
-    }
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("LONGSHORE_DATA_DIR: the data directory {shown} cannot be made"))?;
-    let path = folder.join("lock");
-    let mut lock = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("LONGSHORE_DATA_DIR: {} cannot be opened", path.display()))?;
-    let mut locked = lock.try_lock();
-    for _ in 1..LOCK_TRIES {
-        if !matches!(locked, Err(TryLockError::WouldBlock)) {
-            break;
-        }
-        tokio::time::sleep(LOCK_PAUSE).await;
-        locked = lock.try_lock();
-    }
-    match locked {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            // Who it is only helps; that it is there is known.
-            let _ = (&mut lock).take(LONGEST_OWNER).read_to_string(&mut owner);
-            let owner = if owner.is_empty() { String::new() } else { format!(" ({owner})") };
-            bail!(
-                "another longshore process{owner} owns the data directory {shown}; stop it, use its address with --server, or \
-                 set LONGSHORE_DATA_DIR"
-            )
-        }
-        Err(TryLockError::Error(error)) => {
-            return Err(error).with_context(|| format!("{} cannot be locked", path.display()));
-        }
-    }
-    lock.set_len(0)
-        .and_then(|()| write!(lock, "{owner}, process {}", std::process::id()))
-        .with_context(|| format!("{} cannot be written", path.display()))?;
-    Ok(lock)
 }
 
 /// `<host>-<pid>-<random>`: different for each process, also in containers where every pid is 1.

@@ -68,6 +68,12 @@ pub fn probe_key() -> String {
     format!("{PROBE_PREFIX}{}/probe", uuid::Uuid::now_v7())
 }
 
+/// A new key for a probe where decoded text is.
+#[must_use]
+pub fn decoded_probe_key() -> String {
+    format!("{PROBE_PREFIX}{}{DECODED}probe", uuid::Uuid::now_v7())
+}
+
 /// The import that a key belongs to, where it is one of ours.
 #[must_use]
 pub fn import_of_key(key: &str) -> Option<ImportId> {
@@ -132,6 +138,8 @@ mod tests {
         }
         assert!(probe_key().starts_with(KEY_PREFIX));
         assert_eq!(import_of_key(&probe_key()), None);
+        assert_eq!(import_of_key(&decoded_probe_key()), None);
+        assert!(is_decoded_text(&decoded_probe_key()));
         let decoded = decoded_text_key(TextPart { import: id, attempt: Attempt(1), epoch: Epoch(3), part: 7 });
         assert!(is_decoded_text(&decoded) && !is_decoded_text(&object_key(id, ".decoded/1-0")));
         assert_eq!(import_of_key(&decoded), None, "its event starts nothing");

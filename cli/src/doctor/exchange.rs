@@ -13,6 +13,7 @@ use longshore_storage::start::probe_key;
 
 use super::Role;
 use super::events::{self, Events};
+use super::reader;
 use super::report::{Check, Status};
 use crate::settings::{S3Settings, Settings};
 use crate::wire::s3_config;
@@ -96,6 +97,9 @@ pub async fn check(
         events::heard(settings, &awaited, listener.as_mut(), &exchange.key, begun),
     );
     let upload = exchange.tidy(upload.check).await;
+    // Behind the events, which may only be counted.
+    let decodes = role.works() && !exchange.embedded;
+    let reads = if decodes { reader::with_decoded_text(reads, &exchange.store).await } else { reads };
     vec![upload, reads, cors, events]
 }
 
