@@ -10,7 +10,8 @@ use longshore_domain::{
     ProblemKind, Target,
 };
 use longshore_parse::{
-    FormatError, FormatErrorKind, Head, Transcoder, detect, detect_compression, map_columns, read_head,
+    FormatError, FormatErrorKind, Head, Transcoder, detect, detect_compression, infer_from_middle, map_columns,
+    read_head,
 };
 use longshore_storage::database::ImportRecord;
 use longshore_storage::destination::DestinationError;
@@ -23,6 +24,10 @@ use crate::services::Services;
 
 /// This much of the object is looked at, in bytes.
 const SAMPLE: u64 = 1024 * 1024;
+
+/// So many samples from all over a larger one, too, of this size each in bytes.
+const SAMPLES: u64 = 8;
+const SAMPLE_FURTHER: u64 = 128 * 1024;
 
 /// Chunks of a file are at least this large, in bytes, where the size is ours to choose.
 const SMALLEST_CHUNK: u64 = 1024 * 1024;
@@ -71,11 +76,14 @@ pub async fn plan(
     metrics().bytes_fetched(sample.len() as u64);
 
     let request = &record.request;
-    let head = look(sample, size <= SAMPLE, &request.format).await?;
+    let mut head = look(sample, size <= SAMPLE, &request.format).await?;
 
     let table = &request.destination.table;
     let existing = patiently(stop, "describe the destination", || services.destination.describe(table)).await;
     let existing = existing.map_err(|gave| problem(gave, destination_problem))?;
+    if existing.is_none() && request.columns.is_none() && !head.format.is_decoded() && size > SAMPLE {
+        head = look_further(services, record, head, stop).await?;
+    }
     let mapped = map_columns(&head, request.columns.as_deref(), existing.as_ref())
         .map_err(|error| Gave::Up(format_problem(&error)))?;
 
@@ -92,6 +100,31 @@ pub async fn plan(
     };
     apply_wider_types(&mut plan, &record.widened);
     Ok(plan)
+}
+
+/// Joins the types of samples from all over the file: what the first bytes do not show costs a whole attempt later.
+async fn look_further(
+    services: &Services,
+    record: &ImportRecord,
+    mut head: Head,
+    stop: &CancellationToken,
+) -> Result<Head, Gave<Problem>> {
+    let (key, etag, size) = source(record)?;
+    for place in 1..=SAMPLES {
+        let end = size - (size - SAMPLE) / SAMPLES * (SAMPLES - place);
+        let range = ByteRange::new(end - SAMPLE_FURTHER, end);
+        let sample = patiently(stop, "read a sample", || services.objects.get_range(key, range, etag)).await;
+        let sample = sample.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+        metrics().bytes_fetched(sample.len() as u64);
+        let read = move || infer_from_middle(&mut head, &sample).map(|_| head);
+        let read = tokio::task::spawn_blocking(read).await;
+        head = read
+            .map_err(|error| {
+                Gave::Up(Problem::new(ProblemKind::Internal, format!("reading a sample failed: {error}")))
+            })?
+            .map_err(|error| Gave::Up(format_problem(&error)))?;
+    }
+    Ok(head)
 }
 
 /// What the file is, from its first bytes; `whole`: they are all of it.

@@ -81,11 +81,11 @@ impl Actor for SweepActor {
                 // In a task of its own: a storage that is slow must not keep ownerless imports waiting.
                 let services = state.services.clone();
                 tokio::spawn(async move {
-                    text::remove_or_leave(&services, None).await;
                     if let Err(error) = find_uploads(&services).await {
                         error.count();
                         tracing::warn!(%error, "the sweep of awaiting imports was cut short");
                     }
+                    text::remove_or_leave(&services, None).await;
                     myself.send_after(services.settings.sweep_interval, || SweepMessage::FindUploads);
                 });
             }

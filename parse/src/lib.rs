@@ -37,7 +37,7 @@ pub use columns::{Mapped, map_columns};
 pub use dialect::Dialect;
 pub use error::{FormatError, FormatErrorKind};
 pub use head::encoding::{Detected, detect, detect_compression};
-pub use head::{Head, infer_more, read_head};
+pub use head::{Head, infer_from_middle, infer_more, read_head};
 pub use infer::{Inferred, join_types};
 pub use planner::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
 pub use rejects_csv::RejectsCsv;

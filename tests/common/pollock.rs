@@ -7,6 +7,9 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use longshore_domain::{GivenFormat, LineEnd};
+use serde_json::Value;
+
 /// A header and rows. A null is an empty cell.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Table {
@@ -123,6 +126,25 @@ impl Scores {
             );
         }
         text
+    }
+}
+
+/// The request's keys for what the benchmark says of a file.
+pub fn given_by(parameters: &Value) -> GivenFormat {
+    let text = |key: &str| parameters[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let count = |key: &str| parameters[key].as_u64().map(|count| u32::try_from(count).unwrap());
+    GivenFormat {
+        delimiter: text("delimiter"),
+        quote: text("quotechar"),
+        escape: text("escapechar"),
+        line_end: text("row_delimiter").map(|end| match end.as_str() {
+            "\r\n" => LineEnd::CrLf,
+            "\r" => LineEnd::Cr,
+            _ => LineEnd::Lf,
+        }),
+        header_rows: count("header_lines"),
+        skip_rows: count("preamble_lines"),
+        ..GivenFormat::default()
     }
 }
 

@@ -12,7 +12,7 @@ mod lines;
 mod sniff;
 
 use longshore_domain::request::MAX_COLUMNS;
-use longshore_domain::{ByteOffset, Format, GivenFormat, LineEnd, Ragged};
+use longshore_domain::{ByteOffset, Format, GivenFormat, LineEnd};
 
 use crate::dialect::Dialect;
 use crate::error::FormatError;
@@ -23,6 +23,8 @@ use crate::head::lines::Lines;
 use crate::head::sniff::{Sniffer, widths};
 use crate::infer::{Inferred, Tally};
 
+/// Line ends behind which the records of a sample may begin.
+const STARTS: usize = 16;
 /// Records that types are inferred from.
 const INFERRED: usize = 10_000;
 
@@ -70,7 +72,10 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
 
     let mut lines = Lines::new(text, whole, Dialect::new(&format, 0)?);
     let header = read_header(&mut lines, &format)?;
-    let raw_header = fit_to_data(header, &lines, &format)?;
+    let raw_header = match header {
+        Some(header) => header,
+        None => numbered(&lines, &format)?,
+    };
     let width = raw_header.len();
     if width > MAX_COLUMNS {
         return Err(FormatError::unsupported(format!("the file has {width} columns; at most {MAX_COLUMNS} are read")));
@@ -101,6 +106,38 @@ pub fn infer_more(head: &mut Head, sample: &[u8]) -> Result<(), FormatError> {
     tally(&mut lines, &head.format, &mut head.tallies);
     head.inferred = head.tallies.iter().map(Tally::inferred).collect();
     Ok(())
+}
+
+/// Joins the types with those of a sample from the middle of the file, which begins anywhere. Its records begin behind one of the
+/// first line ends, the first behind which every record is sound and of the right width; where there is none (the sample lies in
+/// a long quoted text), it says nothing. `false`: it said nothing.
+///
+/// # Errors
+/// As [`infer_more`].
+pub fn infer_from_middle(head: &mut Head, sample: &[u8]) -> Result<bool, FormatError> {
+    let dialect = Dialect::new(&head.format, head.width)?;
+    let returns = head.format.line_end == LineEnd::Cr;
+    let mut start = 0;
+    for _ in 0..STARTS {
+        let Some(end) = line_end(&sample[start..], false, returns) else { break };
+        start += end;
+        let mut lines = Lines::new(&sample[start..], false, dialect.clone());
+        let (mut records, mut sound) = (0, true);
+        while sound && let Some(fields) = lines.next() {
+            sound = fields.len() == head.width && lines.fault.is_none() && !lines.stray;
+            records += 1;
+        }
+        // What is left is one record that the sample cuts off: more is a quote that never closes, and then nothing is sure.
+        let (left, all) = (sample.len() - start - lines.at, sample.len() - start);
+        if sound && (records < 2 || left * records >= all * 2) {
+            break;
+        }
+        if sound {
+            infer_more(head, &sample[start..])?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What was given, and the defaults.
@@ -169,27 +206,12 @@ fn lay_out(text: &[u8], whole: bool, format: &mut Format, given: &GivenFormat) -
     Ok(passed)
 }
 
-/// The header's cells, one for each field that a record has to have. Without a header that is what most records have. With one it is
-/// what the header has; only where ragged records are padded, a header that itself is ragged is made to fit the data, so that no field is
-/// dropped of all records.
-fn fit_to_data(header: Option<Vec<String>>, lines: &Lines<'_>, format: &Format) -> Result<Vec<String>, FormatError> {
-    let named = |from: usize, to: usize| (from..=to).map(|place| format!("column_{place}"));
+/// The names of columns without a header: as many as most records have fields.
+fn numbered(lines: &Lines<'_>, format: &Format) -> Result<Vec<String>, FormatError> {
     let mut rest = Lines::new(lines.text, lines.whole, Dialect::new(format, 0)?);
     rest.at = lines.at;
-    let data = widths(&mut rest);
-    let Some(mut header) = header else {
-        return Ok(named(1, data.map_or(1, |data| data.mode)).collect());
-    };
-    let Some(data) = data.filter(|data| format.ragged == Ragged::Pad && data.share >= 0.9) else { return Ok(header) };
-    if data.mode > header.len() {
-        header.extend(named(header.len() + 1, data.mode));
-    } else {
-        let empty = header.iter().filter(|cell| cell.trim().is_empty()).count();
-        if header.len() - data.mode == empty {
-            header.retain(|cell| !cell.trim().is_empty());
-        }
-    }
-    Ok(header)
+    let width = widths(&mut rest).map_or(1, |widths| widths.mode);
+    Ok((1..=width).map(|place| format!("column_{place}")).collect())
 }
 
 fn tally(lines: &mut Lines<'_>, format: &Format, tallies: &mut [Tally]) {
@@ -211,7 +233,7 @@ fn tally(lines: &mut Lines<'_>, format: &Format, tallies: &mut [Tally]) {
 mod tests {
     use super::*;
     use crate::error::FormatErrorKind;
-    use longshore_domain::{ColumnType, Compression, Encoding, EncodingErrors};
+    use longshore_domain::{ColumnType, Compression, Encoding, EncodingErrors, Ragged};
 
     fn head(text: &str) -> Head {
         read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap()
@@ -376,20 +398,26 @@ mod tests {
     }
 
     #[test]
-    fn a_ragged_header_fits_the_data_only_where_rows_are_padded() {
-        let given = GivenFormat { ragged: Ragged::Pad, ..GivenFormat::default() };
-        for (text, header) in [
-            ("ab,c\n1,2,3\n4,5,6\n", &["ab", "c", "column_3"][..]),
-            (",a,b\n1,2\n4,5\n", &["a", "b"]),
-            ("x,a,b\n1,2\n4,5\n", &["x", "a", "b"]),
-        ] {
-            let padded = read_head(text.as_bytes(), true, &given, &Detected::PLAIN).unwrap();
-            assert_eq!(padded.header, header, "{text:?}");
-            assert_eq!(
-                head(text).width,
-                text.lines().next().unwrap().split(',').count(),
-                "obeyed where rows are rejected"
-            );
+    fn a_sample_from_the_middle_speaks_only_where_its_records_are_sure() {
+        let text = "id,note\n1,a\n2,b\n";
+        let mut head = head(text);
+        assert!(infer_from_middle(&mut head, b"7,x\n8,y\n2.5,z\n9,\"q\nr\"\n10,cut").unwrap());
+        assert_eq!(head.inferred[0].kind.to_string(), "decimal(38,1)");
+        // In the middle of a quoted text that looks like records of another width, or of one that never ends here.
+        for sample in ["x y\nz\nw w\nv\n", "a\"\n", "no line end", "t\n1,\"opened\n2,3\n4,5\n6,7\n8,9\n"] {
+            assert!(!infer_from_middle(&mut head, sample.as_bytes()).unwrap(), "{sample:?}");
+        }
+        assert_eq!(head.inferred[0].kind.to_string(), "decimal(38,1)");
+    }
+
+    #[test]
+    fn the_header_says_how_wide_records_are_whatever_the_data_are() {
+        for ragged in [Ragged::Reject, Ragged::Pad] {
+            let given = GivenFormat { ragged, ..GivenFormat::default() };
+            for (text, width) in [("a,b\n1,2,3\n4,5,6\n", 2), ("a,b,\n1,2\n3,4\n", 3)] {
+                let head = read_head(text.as_bytes(), true, &given, &Detected::PLAIN).unwrap();
+                assert_eq!((head.width, head.header.len()), (width, width), "{text:?}");
+            }
         }
     }
 

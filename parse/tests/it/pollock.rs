@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use longshore_domain::{GivenFormat, LineEnd, Ragged};
+use longshore_domain::{GivenFormat, Ragged};
 use serde_json::Value;
 
-use crate::pollock_score::{Scores, Table, read_clean};
+use crate::pollock_score::{Scores, Table, given_by, read_clean};
 use crate::support::{Outcome, plan_as_text, rows, shared};
 
 /// What is loaded of a file: every column text, ragged rows padded, bad rows passed over. `None`: it cannot be read.
@@ -20,25 +20,6 @@ pub fn load(text: &[u8], given: GivenFormat) -> Option<Table> {
     });
     let rows = loaded.collect();
     Some(Table { header: plan.header, rows })
-}
-
-/// The request's keys for what the benchmark says of a file.
-fn given_by(parameters: &Value) -> GivenFormat {
-    let text = |key: &str| parameters[key].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-    let count = |key: &str| parameters[key].as_u64().map(|count| u32::try_from(count).unwrap());
-    GivenFormat {
-        delimiter: text("delimiter"),
-        quote: text("quotechar"),
-        escape: text("escapechar"),
-        line_end: text("row_delimiter").map(|end| match end.as_str() {
-            "\r\n" => LineEnd::CrLf,
-            "\r" => LineEnd::Cr,
-            _ => LineEnd::Lf,
-        }),
-        header_rows: count("header_lines"),
-        skip_rows: count("preamble_lines"),
-        ..GivenFormat::default()
-    }
 }
 
 fn score(folder: &Path, given: impl Fn(&Value) -> GivenFormat) -> Scores {
