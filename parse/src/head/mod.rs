@@ -12,7 +12,7 @@ mod lines;
 mod sniff;
 
 use longshore_domain::request::MAX_COLUMNS;
-use longshore_domain::{ByteOffset, Format, GivenFormat, LineEnd};
+use longshore_domain::{ByteOffset, Format, GivenFormat, LineEnd, Ragged};
 
 use crate::dialect::Dialect;
 use crate::error::FormatError;
@@ -22,7 +22,10 @@ use crate::head::layout::Layout;
 use crate::head::lines::Lines;
 use crate::head::sniff::{Sniffer, widths};
 use crate::infer::{Inferred, Tally};
+use crate::record::QuoteFault;
 
+/// Records that outvote a header.
+const SURE: usize = 10;
 /// Line ends behind which the records of a sample may begin.
 const STARTS: usize = 16;
 /// Records that types are inferred from.
@@ -72,10 +75,7 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
 
     let mut lines = Lines::new(text, whole, Dialect::new(&format, 0)?);
     let header = read_header(&mut lines, &format)?;
-    let raw_header = match header {
-        Some(header) => header,
-        None => numbered(&lines, &format)?,
-    };
+    let raw_header = fit_to_data(header, &lines, &format)?;
     let width = raw_header.len();
     if width > MAX_COLUMNS {
         return Err(FormatError::unsupported(format!("the file has {width} columns; at most {MAX_COLUMNS} are read")));
@@ -129,8 +129,9 @@ pub fn infer_from_middle(head: &mut Head, sample: &[u8]) -> Result<bool, FormatE
         }
         // What is left is one record that the sample cuts off: more is a quote that never closes, and then nothing is sure.
         let (left, all) = (sample.len() - start - lines.at, sample.len() - start);
-        if sound && (records < 2 || left * records >= all * 2) {
-            break;
+        let opened = lines.fault == Some(QuoteFault::Unclosed);
+        if opened || (sound && (records < 2 || left * records >= all * 2)) {
+            return Ok(false);
         }
         if sound {
             infer_more(head, &sample[start..])?;
@@ -206,12 +207,30 @@ fn lay_out(text: &[u8], whole: bool, format: &mut Format, given: &GivenFormat) -
     Ok(passed)
 }
 
-/// The names of columns without a header: as many as most records have fields.
-fn numbered(lines: &Lines<'_>, format: &Format) -> Result<Vec<String>, FormatError> {
+/// The header's cells, one for each field that a record has to have. Without a header that is what most records have. With one it is
+/// what the header has; only where ragged records are padded, and [`SURE`] records or more agree, a header that itself is ragged is made to fit the data,
+/// so that no field is dropped of all records.
+fn fit_to_data(header: Option<Vec<String>>, lines: &Lines<'_>, format: &Format) -> Result<Vec<String>, FormatError> {
+    let named = |from: usize, to: usize| (from..=to).map(|place| format!("column_{place}"));
     let mut rest = Lines::new(lines.text, lines.whole, Dialect::new(format, 0)?);
     rest.at = lines.at;
-    let width = widths(&mut rest).map_or(1, |widths| widths.mode);
-    Ok((1..=width).map(|place| format!("column_{place}")).collect())
+    let data = widths(&mut rest);
+    let Some(mut header) = header else {
+        return Ok(named(1, data.map_or(1, |data| data.mode)).collect());
+    };
+    let Some(data) = data.filter(|data| format.ragged == Ragged::Pad && data.records >= SURE && data.share >= 0.9)
+    else {
+        return Ok(header);
+    };
+    if data.mode > header.len() {
+        header.extend(named(header.len() + 1, data.mode));
+    } else {
+        let empty = header.iter().filter(|cell| cell.trim().is_empty()).count();
+        if header.len() - data.mode == empty {
+            header.retain(|cell| !cell.trim().is_empty());
+        }
+    }
+    Ok(header)
 }
 
 fn tally(lines: &mut Lines<'_>, format: &Format, tallies: &mut [Tally]) {
@@ -233,7 +252,7 @@ fn tally(lines: &mut Lines<'_>, format: &Format, tallies: &mut [Tally]) {
 mod tests {
     use super::*;
     use crate::error::FormatErrorKind;
-    use longshore_domain::{ColumnType, Compression, Encoding, EncodingErrors, Ragged};
+    use longshore_domain::{ColumnType, Compression, Encoding, EncodingErrors};
 
     fn head(text: &str) -> Head {
         read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap()
@@ -411,13 +430,20 @@ mod tests {
     }
 
     #[test]
-    fn the_header_says_how_wide_records_are_whatever_the_data_are() {
-        for ragged in [Ragged::Reject, Ragged::Pad] {
-            let given = GivenFormat { ragged, ..GivenFormat::default() };
-            for (text, width) in [("a,b\n1,2,3\n4,5,6\n", 2), ("a,b,\n1,2\n3,4\n", 3)] {
-                let head = read_head(text.as_bytes(), true, &given, &Detected::PLAIN).unwrap();
-                assert_eq!((head.width, head.header.len()), (width, width), "{text:?}");
-            }
+    fn the_header_says_how_wide_records_are_unless_many_padded_ones_agree() {
+        let pad = GivenFormat { ragged: Ragged::Pad, ..GivenFormat::default() };
+        let read = |text: &str, given: &GivenFormat| read_head(text.as_bytes(), true, given, &Detected::PLAIN).unwrap();
+        for (header, record, padded) in [
+            ("ab,c", "1,2,3", &["ab", "c", "column_3"][..]),
+            (",a,b", "1,2", &["a", "b"]),
+            ("x,a,b", "1,2", &["x", "a", "b"]),
+        ] {
+            let width = header.split(',').count();
+            let few = format!("{header}\n{record}\n{record}\n");
+            assert_eq!((read(&few, &pad).width, read(&few, &GivenFormat::default()).width), (width, width), "{few:?}");
+            let many = format!("{header}\n{}", format!("{record}\n").repeat(SURE));
+            assert_eq!(read(&many, &pad).header, padded, "{many:?}");
+            assert_eq!(read(&many, &GivenFormat::default()).width, width, "obeyed where rows are rejected");
         }
     }
 
