@@ -47,7 +47,9 @@ pub enum EncodingErrors {
 }
 
 /// What ends a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default, ToSchema)]
+///
+/// Documents describe it as text: utoipa takes the words below without resolving their escapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 pub enum LineEnd {
     /// Line feed. A carriage return directly before it belongs to it.
     #[default]
@@ -120,7 +122,7 @@ pub struct GivenFormat {
     pub escape: Option<String>,
     /// What ends a line: `\n`, `\r\n` or `\r`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    #[schema(nullable = false)]
+    #[schema(value_type = Option<String>, nullable = false, min_length = 1, max_length = 2)]
     pub line_end: Option<LineEnd>,
     /// Header records.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -170,6 +172,7 @@ pub struct Format {
     pub escape: String,
     /// What ends a line.
     #[serde(default)]
+    #[schema(value_type = String, min_length = 1, max_length = 2)]
     pub line_end: LineEnd,
     /// Header records.
     pub header_rows: u32,
@@ -216,5 +219,25 @@ impl Default for Format {
             null_values: vec![String::new()],
             compression: Compression::None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use utoipa::PartialSchema as _;
+
+    #[test]
+    fn what_ends_a_line_is_documented_as_text() {
+        for schema in [Format::schema(), GivenFormat::schema()] {
+            let schema = serde_json::to_value(schema).unwrap();
+            let line_end = &schema["properties"]["line_end"];
+            assert_eq!((&line_end["type"], &line_end["maxLength"]), (&"string".into(), &2.into()), "{line_end}");
+            assert!(
+                !schema["required"].to_string().contains("line_end")
+                    || schema["required"].to_string().contains("header_rows")
+            );
+        }
+        assert_eq!(serde_json::to_string(&LineEnd::CrLf).unwrap(), r#""\r\n""#);
     }
 }
