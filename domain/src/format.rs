@@ -233,10 +233,6 @@ mod tests {
             let schema = serde_json::to_value(schema).unwrap();
             let line_end = &schema["properties"]["line_end"];
             assert_eq!((&line_end["type"], &line_end["maxLength"]), (&"string".into(), &2.into()), "{line_end}");
-            assert!(
-                !schema["required"].to_string().contains("line_end")
-                    || schema["required"].to_string().contains("header_rows")
-            );
         }
         assert_eq!(serde_json::to_string(&LineEnd::CrLf).unwrap(), r#""\r\n""#);
     }
