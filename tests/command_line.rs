@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use common::api::{assert_succeeded, id_of};
 use common::data::source;
 use common::process::{Env, Process, longshore, run_to_end, settings};
-use common::service::{open, serve, settings_in};
+use common::service::{Service, open, serve, settings_in};
 use common::{free_port, seed, until};
 
 /// Enough rows that an import of them in chunks of 300 bytes is at it for long.
@@ -107,16 +107,22 @@ async fn an_import_that_was_killed_is_continued_with_a_word() {
     assert_eq!(count(&folder, "trips"), ROWS);
 }
 
-#[tokio::test]
-async fn an_import_at_a_server_goes_on_when_its_command_is_interrupted() {
-    let service = serve(&[("CHUNK_SIZE", "300")]).await;
+/// An import that is under way at a server, and the command that watches it.
+async fn watched(service: &Service) -> (Process, String) {
     let folder = service.folder.path();
     std::fs::write(folder.join("trips.csv"), source(seed(), ROWS, 1, 0).csv).unwrap();
     let arguments = ["import", "trips.csv", "--table", "trips", "--server", &service.api.base];
-    let mut import = Process::spawn("import", env!("CARGO_BIN_EXE_longshore"), &arguments, Env::new(), folder);
+    let import = Process::spawn("import", env!("CARGO_BIN_EXE_longshore"), &arguments, Env::new(), folder);
     import.says(" into trips").await;
     let id = id_in(&import.log());
     service.api.chunks_done(&id, 3).await;
+    (import, id)
+}
+
+#[tokio::test]
+async fn an_import_at_a_server_goes_on_when_its_command_is_interrupted() {
+    let service = serve(&[("CHUNK_SIZE", "300")]).await;
+    let (mut import, id) = watched(&service).await;
     import.signal("INT");
     assert_eq!(import.end().await.code(), Some(130));
     let log = import.log();
@@ -129,13 +135,7 @@ async fn an_import_at_a_server_goes_on_when_its_command_is_interrupted() {
 #[tokio::test]
 async fn a_server_that_dies_while_it_is_watched_leaves_the_import_named() {
     let mut service = serve(&[("CHUNK_SIZE", "300")]).await;
-    let folder = service.folder.path();
-    std::fs::write(folder.join("trips.csv"), source(seed(), ROWS, 1, 0).csv).unwrap();
-    let arguments = ["import", "trips.csv", "--table", "trips", "--server", &service.api.base];
-    let mut import = Process::spawn("import", env!("CARGO_BIN_EXE_longshore"), &arguments, Env::new(), folder);
-    import.says(" into trips").await;
-    let id = id_in(&import.log());
-    service.api.chunks_done(&id, 3).await;
+    let (mut import, id) = watched(&service).await;
     service.process.kill();
     assert_eq!(import.end().await.code(), Some(1));
     let hint = format!("longshore status {id} --server {}", service.api.base);

@@ -85,8 +85,10 @@ impl Owner {
     /// Moves the import on to its end, or until the lease is lost.
     pub async fn run(mut self) {
         self.run_to_the_end().await;
-        // Of this import's attempts that are over, whichever they were.
-        text::remove_or_leave(&self.services, Some(self.record.id)).await;
+        // Of this import's attempts that are over, whichever they were. Plain files have no decoded text to look for.
+        if self.record.plan.as_ref().is_some_and(|plan| plan.format.is_decoded()) {
+            text::remove_or_leave(&self.services, Some(self.record.id)).await;
+        }
     }
 
     async fn run_to_the_end(&mut self) {
@@ -512,7 +514,9 @@ impl Run {
                         let plan = owner.load_plan()?;
                         owner.prepare_staging(&plan).await?;
                         // Or in the storage: decoded text that is gone.
-                        self.check_text(owner).await?;
+                        if plan.format.is_decoded() {
+                            self.check_text(owner).await?;
+                        }
                     }
                 },
                 _ = tick.tick() => self.look(owner).await?,

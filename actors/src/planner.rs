@@ -110,21 +110,30 @@ async fn look_further(
     stop: &CancellationToken,
 ) -> Result<Head, Gave<Problem>> {
     let (key, etag, size) = source(record)?;
-    for place in 1..=SAMPLES {
+    let samples = (1..=SAMPLES).map(async |place| {
         let end = size - (size - SAMPLE) / SAMPLES * (SAMPLES - place);
         let range = ByteRange::new(end - SAMPLE_FURTHER, end);
-        let sample = patiently(stop, "read a sample", || services.objects.get_range(key, range, etag)).await;
-        let sample = sample.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
-        metrics().bytes_fetched(sample.len() as u64);
-        let read = move || infer_from_middle(&mut head, &sample).map(|_| head);
-        let read = tokio::task::spawn_blocking(read).await;
-        head = read
-            .map_err(|error| {
-                Gave::Up(Problem::new(ProblemKind::Internal, format!("reading a sample failed: {error}")))
-            })?
-            .map_err(|error| Gave::Up(format_problem(&error)))?;
-    }
-    Ok(head)
+        patiently(stop, "read a sample", || services.objects.get_range(key, range, etag)).await
+    });
+    let samples = futures::future::try_join_all(samples).await;
+    let samples = samples.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+    metrics().bytes_fetched(SAMPLES * SAMPLE_FURTHER);
+    off_thread(move || {
+        for sample in &samples {
+            infer_from_middle(&mut head, sample).map_err(|error| format_problem(&error))?;
+        }
+        Ok(head)
+    })
+    .await
+}
+
+/// Reads bytes on a thread of its own.
+async fn off_thread<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Gave<Problem>> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(|error| Gave::Up(Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"))))?
+        .map_err(Gave::Up)
 }
 
 /// What the file is, from its first bytes; `whole`: they are all of it.
@@ -136,15 +145,19 @@ async fn look(sample: Bytes, whole: bool, given: &GivenFormat) -> Result<Head, G
         _ => unpack(sample, whole, compression).await?,
     };
     let given = given.clone();
-    let read = move || {
+    off_thread(move || {
         let detected = detect(&unpacked, whole, compression, &given).map_err(unsupported)?;
-        let mut text = Vec::new();
-        Transcoder::new(detected.encoding, given.encoding_errors).feed(&unpacked, whole, &mut text);
+        let text = match detected.encoding {
+            Encoding::Utf8 => unpacked,
+            encoding => {
+                let mut text = Vec::new();
+                Transcoder::new(encoding, given.encoding_errors).feed(&unpacked, whole, &mut text);
+                text
+            }
+        };
         read_head(&text, whole, &given, &detected).map_err(|error| format_problem(&error))
-    };
-    let head = tokio::task::spawn_blocking(read).await;
-    head.map_err(|error| Gave::Up(Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"))))?
-        .map_err(Gave::Up)
+    })
+    .await
 }
 
 /// The first bytes of what a sample holds, and whether they are all of it.
