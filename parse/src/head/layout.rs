@@ -152,8 +152,9 @@ impl Layout {
             });
             let is_shaped = first.cell(place).is_some_and(|cell| {
                 let shape = shape(cell);
-                shape.len() >= 4
-                    && shape.contains('9')
+                // `col1` over `val2` is a name: a number of three digits beside a sign is none.
+                shape.contains("999")
+                    && shape.contains(|letter: char| !letter.is_alphanumeric())
                     && below.len() >= 3
                     && below.iter().all(|cell| self::shape(cell) == shape)
             });

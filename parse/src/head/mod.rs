@@ -411,6 +411,8 @@ mod tests {
             ("AB-1234,x\nCD-5678,y\nEF-9012,z\nGH-3456,w\n", 0),
             ("country,2019,2020\nDE,1,2\nFR,3,4\n", 1),
             ("bob,x\nann,y\n", 1),
+            ("col1,col2\nval1,val2\nval3,val4\nval5,val6\n", 1),
+            ("item_01,b\nprod_02,x\nprod_03,y\nprod_04,z\n", 1),
         ] {
             assert_eq!(head(text).format.header_rows, rows, "{text:?}");
         }
