@@ -10,7 +10,7 @@ use futures::{StreamExt, stream};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::Instrument as _;
 
-use longshore_domain::{ImportState, Trigger};
+use longshore_domain::{ImportId, ImportState, Trigger};
 use longshore_storage::database::{AwaitingImport, DatabaseError};
 use longshore_storage::failure::Failure as _;
 use longshore_storage::start::{StartOutcome, start_import};
@@ -38,7 +38,10 @@ pub enum SweepMessage {
     /// Look for imports without an owner.
     FindOwnerless,
     /// Look for objects of awaiting imports.
-    FindUploads,
+    FindUploads {
+        /// Up to this import only; `None`: of all.
+        last: Option<ImportId>,
+    },
 }
 
 /// The sweep.
@@ -60,9 +63,17 @@ impl Actor for SweepActor {
         myself: ActorRef<SweepMessage>,
         (services, registrar): Self::Arguments,
     ) -> Result<SweepState, ActorProcessingErr> {
-        // What an earlier process left behind is looked for at once.
+        // What an earlier process left behind is looked for at once; of what comes from now on, an event is on its way.
         myself.cast(SweepMessage::FindOwnerless)?;
-        myself.cast(SweepMessage::FindUploads)?;
+        let last = match services.database.newest_awaiting().await {
+            Ok(newest) => Some(newest.unwrap_or(ImportId(uuid::Uuid::nil()))),
+            Err(error) => {
+                error.count();
+                tracing::warn!(%error, "the first sweep looks at all awaiting imports: the newest one was not found");
+                None
+            }
+        };
+        myself.cast(SweepMessage::FindUploads { last })?;
         Ok(SweepState { services, registrar })
     }
 
@@ -77,16 +88,16 @@ impl Actor for SweepActor {
                 state.find_ownerless().await?;
                 myself.send_after(OWNERLESS_EVERY, || SweepMessage::FindOwnerless);
             }
-            SweepMessage::FindUploads => {
+            SweepMessage::FindUploads { last } => {
                 // In a task of its own: a storage that is slow must not keep ownerless imports waiting.
                 let services = state.services.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = find_uploads(&services).await {
+                    if let Err(error) = find_uploads(&services, last).await {
                         error.count();
                         tracing::warn!(%error, "the sweep of awaiting imports was cut short");
                     }
                     text::remove_or_leave(&services, None).await;
-                    myself.send_after(services.settings.sweep_interval, || SweepMessage::FindUploads);
+                    myself.send_after(services.settings.sweep_interval, || SweepMessage::FindUploads { last: None });
                 });
             }
         }
@@ -108,12 +119,12 @@ impl SweepState {
     }
 }
 
-async fn find_uploads(services: &Services) -> Result<(), DatabaseError> {
+async fn find_uploads(services: &Services, last: Option<ImportId>) -> Result<(), DatabaseError> {
     let mut after = None;
     loop {
-        let page = services.database.awaiting(after, AWAITING_PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = Some(last.id);
+        let page = services.database.awaiting(after, last, AWAITING_PAGE).await?;
+        let Some(end) = page.last() else { return Ok(()) };
+        after = Some(end.id);
         stream::iter(&page)
             .for_each_concurrent(HEADS_AT_ONCE, |import| {
                 let span = tracing::info_span!("sweep", import_id = %import.id);

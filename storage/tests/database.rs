@@ -209,6 +209,12 @@ async fn listings_are_newest_first_and_filtered(database: Database, _: String) {
     assert_eq!(all(ImportFilter { table: Some("even".into()), ..Default::default() }, 100).await.len(), 4);
     database.start(ids[0], Trigger::Sweep, 1, "e").await.unwrap();
     assert_eq!(all(ImportFilter { state: Some(ImportState::Queued), ..Default::default() }, 100).await, ids[..1]);
+
+    assert_eq!(database.newest_awaiting().await.unwrap(), Some(ids[1]));
+    let awaiting = database.awaiting(None, Some(ids[3]), 100).await.unwrap();
+    assert!(awaiting.iter().map(|import| import.id).eq(ids[3..].iter().rev().copied()), "{awaiting:?}");
+    let awaiting = database.awaiting(Some(ids[4]), Some(ids[2]), 1).await.unwrap();
+    assert!(awaiting.iter().map(|import| import.id).eq([ids[3]]), "{awaiting:?}");
 }
 
 async fn many_triggers_start_an_import_once(database: Database, _: String) {
@@ -218,7 +224,7 @@ async fn many_triggers_start_an_import_once(database: Database, _: String) {
     let outcomes: Vec<_> = futures::future::join_all(starts).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == Started::Now).count(), 1, "{outcomes:?}");
     assert_eq!(database.start(ImportId::generate(), Trigger::Event, 5, "e").await.unwrap(), Started::Unknown);
-    assert!(database.awaiting(None, 10).await.unwrap().is_empty());
+    assert!(database.awaiting(None, None, 10).await.unwrap().is_empty());
     assert_eq!(database.ownerless(10).await.unwrap(), [record.id]);
 }
 

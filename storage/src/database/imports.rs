@@ -274,11 +274,32 @@ impl Database {
         Ok(self.import(id).await?.map_or(Started::Unknown, |record| Started::Before(record.state)))
     }
 
-    /// Imports that await their file, oldest first, behind `after`, at most `limit`.
+    /// The last id of the imports that await their file; `None` where none does.
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn awaiting(&self, after: Option<ImportId>, limit: u64) -> Result<Vec<AwaitingImport>, DatabaseError> {
+    pub async fn newest_awaiting(&self) -> Result<Option<ImportId>, DatabaseError> {
+        let newest: Option<uuid::Uuid> = Entity::find()
+            .select_only()
+            .column(Column::Id)
+            .filter(Column::State.eq(ImportState::AwaitingUpload.as_str()))
+            .order_by_desc(Column::Id)
+            .into_tuple()
+            .one(&self.connection)
+            .await?;
+        Ok(newest.map(ImportId))
+    }
+
+    /// Imports that await their file, oldest first, behind `after`, up to `last`, at most `limit`.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]
+    pub async fn awaiting(
+        &self,
+        after: Option<ImportId>,
+        last: Option<ImportId>,
+        limit: u64,
+    ) -> Result<Vec<AwaitingImport>, DatabaseError> {
         let mut query = Entity::find()
             .select_only()
             .column(Column::Id)
@@ -288,6 +309,9 @@ impl Database {
             .limit(limit);
         if let Some(after) = after {
             query = query.filter(Column::Id.gt(after.0));
+        }
+        if let Some(last) = last {
+            query = query.filter(Column::Id.lte(last.0));
         }
         let rows: Vec<(uuid::Uuid, String)> = query.into_tuple().all(&self.connection).await?;
         Ok(rows.into_iter().map(|(id, object_key)| AwaitingImport { id: ImportId(id), object_key }).collect())
