@@ -10,12 +10,13 @@
 //! Files with one byte between fields and LF at the lines' ends are read by loops of their own, as fast as memory is scanned.
 
 use memchr::{memchr, memchr2, memchr2_iter, memchr3};
+use serde::{Deserialize, Serialize};
 
 use crate::delimiter::Matching;
 use crate::dialect::Dialect;
 
 /// What lies between two line ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum LineKind {
     /// A data record (or a header record).
     Record,
@@ -45,6 +46,29 @@ pub(crate) enum State {
     Escape,
     /// A CR ended such a line; an LF behind it belongs to it.
     AfterCr(LineKind),
+}
+
+impl State {
+    /// Every state that a machine of this dialect can be in between two bytes, always in the same order.
+    pub(crate) fn all(dialect: &Dialect) -> Vec<Self> {
+        let mut all = vec![Self::RecordStart, Self::FieldStart, Self::Unquoted];
+        if dialect.returns {
+            all.extend([LineKind::Record, LineKind::Blank, LineKind::Comment].map(Self::AfterCr));
+        } else {
+            all.push(Self::StartCr);
+        }
+        if dialect.quote.is_some() {
+            all.extend([Self::Quoted, Self::QuoteInQuoted]);
+            all.extend(dialect.returns.then_some(Self::QuotedCr));
+            all.extend(dialect.escape.map(|_| Self::Escape));
+        }
+        if let Some(prefix) = &dialect.comment {
+            all.push(Self::Comment);
+            all.extend((1..prefix.len()).map(Self::Prefix));
+        }
+        all.extend((1..dialect.delimiter.len()).map(|seen| Self::Delimiter(seen as u8)));
+        all
+    }
 }
 
 /// The machine. It holds a few words of state and never a byte of the file.

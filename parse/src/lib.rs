@@ -7,7 +7,7 @@
 //! rejects ─ rejects_csv ────────────────► a file to mend
 //! ```
 //!
-//! - [`dialect`], `delimiter`, `boundary`, [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
+//! - [`dialect`], `delimiter`, `boundary`, [`blocks`], [`planner`], [`record`]: where records begin and end, exactly (design, invariant 5).
 //! - [`head`], [`infer`], `candidates`, [`columns`]: what a file is, and which field becomes which column.
 //! - [`cell`], [`decode`]: from text to values.
 //! - [`chunk`]: a chunk's bytes to [`batch`]es and rejects.
@@ -15,6 +15,7 @@
 //! - [`transcode`]: text of other encodings, before any of this.
 
 pub mod batch;
+pub mod blocks;
 mod boundary;
 mod candidates;
 pub mod cell;
@@ -32,6 +33,7 @@ pub mod rejects_csv;
 pub mod transcode;
 
 pub use batch::{Batch, ParsedChunk, RowNumbers, Values, Widening};
+pub use blocks::{MACHINE, ScannedBlock, scan_blocks};
 pub use chunk::{ChunkInput, find_records, oversized_reject, parse_chunk};
 pub use columns::{Mapped, map_columns};
 pub use dialect::Dialect;

@@ -1,9 +1,16 @@
 //! Cuts a file into chunks while it is being read. The import supervisor feeds it block by block and stores each chunk before its
 //! job is published. It holds a few words of state whatever the file, and goes on from any chunk's end after a crash.
+//!
+//! Chunks are cut on a grid: with a size of `T` bytes one closes at the first record's end past the next multiple of `T` behind its
+//! start. Within a block that lies on the grid (from one multiple of `T` to the next) only the first two line ends and the first
+//! two records' ends can close a chunk: one may stand exactly at the block's start, where a CR before it turned out to be a line's end. So
+//! a block can be scanned before its start is known ([`crate::blocks`]), and [`ChunkPlanner::fold`] cuts as
+//! [`ChunkPlanner::feed`] does.
 
 use longshore_domain::{ByteOffset, ByteRange, LineNumber, RowNumber};
 
-use crate::boundary::{Boundary, LineKind};
+use crate::blocks::{Between, ScannedBlock};
+use crate::boundary::{Boundary, LineKind, State};
 use crate::dialect::Dialect;
 
 /// Where a scan begins.
@@ -81,7 +88,7 @@ pub struct ChunkPlanner {
 }
 
 impl ChunkPlanner {
-    /// A scan that closes a chunk at the first record end at or past `target_chunk_size` bytes.
+    /// A scan that cuts chunks of about `target_chunk_size` bytes.
     #[must_use]
     pub fn new(dialect: Dialect, start: PlanStart, target_chunk_size: u64, limits: Limits) -> Self {
         Self {
@@ -109,6 +116,52 @@ impl ChunkPlanner {
             at = end;
         }
         self.offset += block.len() as u64;
+    }
+
+    /// Whether blocks of the grid can be folded: no record that is too large begins and ends within one.
+    #[must_use]
+    pub fn folds(&self) -> bool {
+        self.target <= self.max_record
+    }
+
+    /// Takes the next bytes of the file, a block of the grid, from somebody who scanned it. False: it is no such block, and nothing
+    /// was done.
+    #[must_use]
+    pub fn fold(&mut self, block: &ScannedBlock, out: &mut Vec<PlannedChunk>) -> bool {
+        let states = State::all(&self.dialect);
+        let place = states.iter().position(|state| *state == self.boundary.state);
+        let Some(entered) = place.and_then(|place| block.entered.get(place)) else { return false };
+        let Some(exit) = states.get(entered.exit) else { return false };
+        if !self.folds() || !self.offset.is_multiple_of(self.target) || block.len > self.target {
+            return false;
+        }
+        let lines = self.boundary.lines;
+        for mark in &entered.marks {
+            self.pass(&mark.before, lines, out);
+            self.boundary.lines = lines + mark.lines;
+            self.line_ended(self.offset + mark.end, mark.kind, out);
+        }
+        self.pass(&entered.rest, lines, out);
+        self.boundary = Boundary { state: *exit, lines: lines + entered.lines };
+        self.offset += block.len;
+        true
+    }
+
+    /// Passes over lines that decide nothing.
+    fn pass(&mut self, between: &Between, lines: u64, out: &mut Vec<PlannedChunk>) {
+        let Some((end, lines_there)) = between.last else { return };
+        if between.records > 0 {
+            out.extend(self.held.take());
+            self.rows += between.records;
+        }
+        self.line_start = self.offset + end;
+        self.line_number = self.first_line + lines + lines_there;
+    }
+
+    /// The place of the next byte to be fed.
+    #[must_use]
+    pub fn offset(&self) -> ByteOffset {
+        ByteOffset(self.offset)
     }
 
     /// Where the line that is growing began.
@@ -143,10 +196,10 @@ impl ChunkPlanner {
         } else if record {
             out.extend(self.held.take());
             self.rows += 1;
-            if end - self.chunk_start >= self.target {
+            if self.steps_past(end) > 0 {
                 self.close(end, next_line, false);
             }
-        } else if end - self.chunk_start >= self.target.saturating_add(self.max_record) {
+        } else if self.steps_past(end) > self.max_record.div_ceil(self.target) {
             // Endless blank lines or comments must not grow into one endless chunk.
             out.extend(self.held.take());
             self.close(end, next_line, false);
@@ -156,6 +209,11 @@ impl ChunkPlanner {
         if self.chunk_start == end {
             self.chunk_line = self.line_number;
         }
+    }
+
+    /// How many multiples of the size lie behind the chunk's start and before `end`.
+    fn steps_past(&self, end: u64) -> u64 {
+        (end - 1) / self.target - self.chunk_start / self.target
     }
 
     fn close_oversized(&mut self, end: u64, record: bool, out: &mut Vec<PlannedChunk>) {

@@ -4,7 +4,7 @@ use longshore_domain::{ByteOffset, ColumnType, EncodingErrors, Format, LineEnd, 
 use longshore_parse::{ChunkInput, Dialect, Limits, PlanStart, PlannedChunk, find_records};
 use proptest::prelude::*;
 
-use crate::support::{Outcome, Row, chunks_from, fresh, plan, read_chunk, rows_of};
+use crate::support::{Outcome, Row, chunks_folded, chunks_from, fresh, plan, read_chunk, rows_of};
 
 fn texts(longest: usize) -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
@@ -152,6 +152,7 @@ proptest! {
                 let fed = chunks_from(&plan, &text, fresh(&plan), size, block, limits);
                 prop_assert_eq!(&fed, &chunks, "chunk size {}, blocks of {}", size, block);
             }
+            prop_assert_eq!(&chunks_folded(&plan, &text, fresh(&plan), size, limits), &chunks, "chunk size {}", size);
         }
     }
 
@@ -169,6 +170,9 @@ proptest! {
             };
             let rest = chunks_from(&plan, &text, from, size, 3, limits);
             prop_assert_eq!(&rest, &chunks[place + 1..], "from {:?}", from);
+            if size as u64 <= most {
+                prop_assert_eq!(&chunks_folded(&plan, &text, from, size, limits), &rest, "from {:?}", from);
+            }
         }
     }
 
@@ -180,6 +184,9 @@ proptest! {
         assert_tiling(&text, &plan, &chunks);
         for block in 1..=text.len() {
             prop_assert_eq!(&chunks_from(&plan, &text, fresh(&plan), size, block, limits), &chunks);
+        }
+        if size as u64 <= most {
+            prop_assert_eq!(&chunks_folded(&plan, &text, fresh(&plan), size, limits), &chunks);
         }
         let rows = read_all(&plan, &text, &chunks);
         let whole = chunks_from(&plan, &text, fresh(&plan), usize::MAX, text.len(), Limits::default());

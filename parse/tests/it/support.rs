@@ -7,7 +7,7 @@ use longshore_domain::{
 };
 use longshore_parse::{
     ChunkInput, ChunkPlanner, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, Values, detect,
-    detect_compression, map_columns, oversized_reject, parse_chunk, read_head,
+    detect_compression, map_columns, oversized_reject, parse_chunk, read_head, scan_blocks,
 };
 
 /// What became of a record.
@@ -101,6 +101,21 @@ pub fn chunks_from(
     let mut chunks = Vec::new();
     for block in text[start.offset.0 as usize..].chunks(block.max(1)) {
         planner.feed(block, &mut chunks);
+    }
+    planner.finish(&mut chunks);
+    chunks
+}
+
+/// The same from blocks of the grid, each scanned for itself.
+pub fn chunks_folded(plan: &LoadPlan, text: &[u8], start: PlanStart, size: usize, limits: Limits) -> Vec<PlannedChunk> {
+    let dialect = Dialect::new(&plan.format, plan.width).unwrap();
+    let grid = (start.offset.0 as usize).next_multiple_of(size).min(text.len());
+    let blocks = scan_blocks(&dialect, &text[grid..], size as u64);
+    let mut planner = ChunkPlanner::new(dialect, start, size as u64, limits);
+    let mut chunks = Vec::new();
+    planner.feed(&text[start.offset.0 as usize..grid], &mut chunks);
+    for block in &blocks {
+        assert!(planner.fold(block, &mut chunks), "{block:?}");
     }
     planner.finish(&mut chunks);
     chunks
