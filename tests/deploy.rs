@@ -100,6 +100,7 @@ const GRANTS: [Grants; 3] = [
             "longshore.jobs.chunk",
             "longshore.reports.01980000",
             "longshore.changes.01980000",
+            "longshore.scans",
             LOOK[0],
             LOOK[1],
             LOOK[2],
@@ -120,7 +121,12 @@ const GRANTS: [Grants; 3] = [
             "$JS.API.CONSUMER.CREATE.LONGSHORE_IMPORTS.longshore-supervisors",
             "$JS.API.CONSUMER.CREATE.LONGSHORE_CHUNKS.longshore-workers",
         ],
-        subscribe: &["longshore.reports.01980000", "longshore.changes.01980000", "_INBOX.longshore-worker.x.1"],
+        subscribe: &[
+            "longshore.reports.01980000",
+            "longshore.changes.01980000",
+            "longshore.scans",
+            "_INBOX.longshore-worker.x.1",
+        ],
     },
 ];
 

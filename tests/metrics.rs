@@ -280,6 +280,7 @@ async fn the_import_is_one_trace(collector: &Collector, id: &str) {
         ("longshore-worker", "chunk"),
         ("longshore-worker", "plan"),
         ("longshore-worker", "scan"),
+        ("longshore-worker", "scan_range"),
         ("longshore-worker", "fetch"),
         ("longshore-worker", "parse"),
         ("longshore-worker", "write"),

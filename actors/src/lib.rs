@@ -10,7 +10,7 @@
 //!                                       ImportActor                    claim ─► get ─► parse ─► write ─► commit ─► ack
 //!                                       (lease, Owner task)                 │
 //!                                        │    ▲ 8 scan batches             │ ChunkReport (a hint)
-//!                                        │   Scan task                      ▼
+//!                                        │   Scan task ◄── ranges ──────────┼──── RangesActor (large files)
 //!                                        ├── 64 chunk jobs in flight ◄── bus
 //!                                        └─► StatusActor ─► 4 writes a second
 //! ```
@@ -19,7 +19,7 @@
 //!
 //! - [`services`], [`patience`]: what actors work with, and how they wait for it.
 //! - [`node`], [`intake`], [`sweep`], [`registrar`]: from hints to owned imports.
-//! - [`import`], [`owner`], `planner`, `scan`, `text`, `lookup`, [`status`]: the life of an import.
+//! - [`import`], [`owner`], `planner`, `scan`, `ranges`, `text`, `lookup`, [`status`]: the life of an import.
 //! - [`pool`], `chunk`: chunks.
 
 mod chunk;
@@ -31,6 +31,7 @@ pub mod owner;
 pub mod patience;
 mod planner;
 pub mod pool;
+mod ranges;
 pub mod registrar;
 mod scan;
 pub mod services;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::intake::IntakeActor;
 use crate::pool::ChunkPoolActor;
+use crate::ranges::RangesActor;
 use crate::registrar::{RegistrarActor, RegistrarMessage};
 use crate::services::{Running, Services};
 use crate::sweep::SweepActor;
@@ -27,6 +28,7 @@ enum Role {
     Sweep,
     Intake,
     Pool,
+    Ranges,
 }
 
 /// What the root tells itself.
@@ -62,7 +64,7 @@ impl Actor for NodeActor {
         (services, stop): Self::Arguments,
     ) -> Result<NodeState, ActorProcessingErr> {
         let mut state = NodeState { services, stop, registrar: None, children: Vec::new() };
-        for role in [Role::Registrar, Role::Sweep, Role::Intake, Role::Pool] {
+        for role in [Role::Registrar, Role::Sweep, Role::Intake, Role::Pool, Role::Ranges] {
             state.make(role, myself.get_cell()).await?;
         }
         Ok(state)
@@ -122,6 +124,7 @@ impl NodeState {
             }
             Role::Intake => Actor::spawn_linked(None, IntakeActor, context, myself).await?.0.get_cell(),
             Role::Pool => Actor::spawn_linked(None, ChunkPoolActor, context, myself).await?.0.get_cell(),
+            Role::Ranges => Actor::spawn_linked(None, RangesActor, context, myself).await?.0.get_cell(),
         };
         self.children.push((cell, role));
         Ok(())

@@ -96,7 +96,7 @@ async fn listen(services: &Services, stop: &CancellationToken) {
 }
 
 async fn answer(services: &Services, ScanCall { job, answer }: ScanCall) {
-    let span = tracing::debug_span!("scan_range", import_id = %job.import, start = job.range.start.0);
+    let span = tracing::info_span!("range", import_id = %job.import, start = job.range.start.0);
     trace::join(&span, job.import);
     let scan = async {
         let blocks = scan_for_owner(services, job).await.unwrap_or_else(|reason| {
@@ -108,7 +108,7 @@ async fn answer(services: &Services, ScanCall { job, answer }: ScanCall) {
             tracing::debug!(%error, "an answer was not sent; the owner scans the range itself");
         }
     };
-    timed(Step::ScanRange, scan.instrument(span)).await;
+    timed(Step::ScanRange, scan).instrument(span).await;
 }
 
 async fn scan_for_owner(services: &Services, job: ScanJob) -> Result<Vec<ScannedBlock>, String> {

@@ -1,6 +1,6 @@
 //! The scan: streams once through the object with the exact state machine and hands over chunks as it finds them, so that
-//! workers start while it still reads. Run by the import's owner as a task; the channel between them is bounded, so the scan
-//! never runs far ahead of what is stored.
+//! workers start while it still reads; a large object is scanned range by range on all nodes first ([`crate::ranges`]). Run by the
+//! import's owner as a task; the channel between them is bounded, so the scan never runs far ahead of what is stored.
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{ByteOffset, ChunkIndex, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
-use longshore_parse::{ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk};
+use longshore_parse::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
 use longshore_storage::database::{NewChunk, TextPart};
 use longshore_storage::destination::Ticket;
 use longshore_storage::failure::Failure as _;
@@ -17,6 +17,7 @@ use longshore_telemetry::{Step, metrics, timed};
 
 use crate::chunk::object_problem;
 use crate::patience::{Gave, patiently};
+use crate::ranges::{Ranges, dialect};
 use crate::services::Services;
 use crate::text::{Pending, Spool};
 
@@ -80,8 +81,7 @@ impl Scan {
     }
 
     fn planner(&self) -> Result<ChunkPlanner, Gave<Problem>> {
-        let dialect = Dialect::new(&self.plan.format, self.plan.width)
-            .map_err(|error| Gave::Up(Problem::new(ProblemKind::UnsupportedFormat, error.to_string())))?;
+        let dialect = dialect(&self.plan).map_err(Gave::Up)?;
         Ok(ChunkPlanner::new(dialect, self.start(), self.chunk_size, Limits::default()))
     }
 
@@ -111,9 +111,10 @@ impl Scan {
         out: &mpsc::Sender<ScanMessage>,
         stop: &CancellationToken,
     ) -> Result<ScanMessage, Gave<Problem>> {
-        let mut position = self.start().offset.0;
         let mut next = self.first_chunk();
         let mut planner = self.planner()?;
+        Ranges::new(self, services, stop).run(&mut planner, &mut next, out).await?;
+        let mut position = planner.offset().0;
         let mut found = Vec::new();
         while position < self.size {
             let open = || services.objects.read_from(&self.key, position, self.size, &self.etag);
@@ -256,7 +257,7 @@ impl Cut {
     }
 }
 
-fn number(found: &mut Vec<PlannedChunk>, next: &mut ChunkIndex) -> Vec<NewChunk> {
+pub(crate) fn number(found: &mut Vec<PlannedChunk>, next: &mut ChunkIndex) -> Vec<NewChunk> {
     found
         .drain(..)
         .map(|planned| {

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use longshore_domain::{Attempt, ChunkIndex, Epoch, ImportId, Tally};
+use longshore_domain::{Attempt, ByteRange, ChunkIndex, Epoch, Format, ImportId, Tally};
+use longshore_parse::{Dialect, MACHINE, ScannedBlock, scan_blocks};
 use longshore_storage::bus::{
-    Bus, ChunkJob, ChunkOutcome, ChunkReport, Delivery, ImportJob, InProcessBus, NatsBus, NatsConfig, StorageEvent,
+    Bus, ChunkJob, ChunkOutcome, ChunkReport, Delivery, ImportJob, InProcessBus, NatsBus, NatsConfig, ScanCall,
+    ScanJob, StorageEvent,
 };
 use longshore_telemetry::QueueName;
 use serde_json::json;
@@ -545,4 +547,68 @@ async fn a_server_that_is_away_at_the_start_is_named_and_awaited() {
     until("preparing", async || bus.prepare().await.is_ok()).await;
     bus.publish_chunk(&job(1)).await.unwrap();
     assert_eq!(pull_one(&bus).await.message, job(1));
+}
+
+fn scan_job(start: u64) -> ScanJob {
+    let range = ByteRange::new(start, start + 40);
+    ScanJob { import: ImportId(uuid::Uuid::nil()), attempt: Attempt(1), range, block: 20, machine: MACHINE }
+}
+
+/// Blocks that differ from job to job.
+fn scanned(job: &ScanJob) -> Vec<ScannedBlock> {
+    let text = format!("{},\"x\ny\"\n", job.range.start.0).repeat(8);
+    scan_blocks(&Dialect::new(&Format::default(), 2).unwrap(), &text.as_bytes()[..40], job.block)
+}
+
+#[tokio::test]
+async fn one_process_has_nobody_else_to_ask_for_a_scan() {
+    assert_eq!(InProcessBus::new().ask_scan(&scan_job(0), LONG).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_is_answered_by_one_of_those_who_are_there() {
+    let config = config(&setting("LONGSHORE_TEST_NATS_URL"));
+    let owner = prepared(config.clone()).await;
+    assert_eq!(owner.ask_scan(&scan_job(0), LONG).await.unwrap(), None, "nobody is there");
+
+    let (mut takers, stop) = (Vec::new(), tokio_util::sync::CancellationToken::new());
+    for _ in 0..3 {
+        let worker = prepared(config.clone()).await;
+        let mut calls = worker.scan_calls().await.unwrap().take_until(stop.clone().cancelled_owned());
+        takers.push(tokio::spawn(async move {
+            let mut taken = 0;
+            while let Some(ScanCall { job, answer }) = calls.next().await {
+                answer.send(&scanned(&job)).await.unwrap();
+                taken += 1;
+            }
+            drop(worker);
+            taken
+        }));
+    }
+    // What is no job, and a job that nobody waits for, are passed over.
+    let client = async_nats::connect(&config.url).await.unwrap();
+    client.publish(format!("{}.scans", config.prefix), "{".into()).await.unwrap();
+    client.flush().await.unwrap();
+    let jobs: Vec<ScanJob> = (0..40).map(scan_job).collect();
+    let answers = jobs.iter().map(|job| owner.ask_scan(job, LONG));
+    let answers = within("answers", futures::future::try_join_all(answers)).await.unwrap();
+    for (job, blocks) in jobs.iter().zip(answers) {
+        assert_eq!(blocks.as_ref(), Some(&scanned(job)), "{job:?}");
+    }
+    stop.cancel();
+    let taken: Vec<u32> = futures::future::try_join_all(takers).await.unwrap();
+    assert_eq!(taken.iter().sum::<u32>(), 40, "each job went to one: {taken:?}");
+    assert!(taken.iter().filter(|taken| **taken > 0).count() > 1, "they share the work: {taken:?}");
+    until("nobody is left", async || matches!(owner.ask_scan(&scan_job(0), SHORT).await, Ok(None))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_nobody_answers_is_given_up() {
+    let config = config(&setting("LONGSHORE_TEST_NATS_URL"));
+    let (owner, worker) = (prepared(config.clone()).await, prepared(config).await);
+    let mut calls = worker.scan_calls().await.unwrap();
+    let job = scan_job(7);
+    let (asked, call) = tokio::join!(owner.ask_scan(&job, SHORT), calls.next());
+    assert_eq!(call.map(|call| call.job), Some(job));
+    assert!(asked.is_err(), "{asked:?}");
 }

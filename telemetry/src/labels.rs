@@ -59,6 +59,8 @@ label! {
         Plan => "plan",
         /// The owner reads the object once for its record boundaries.
         Scan => "scan",
+        /// A worker reads a range of a large object for it.
+        ScanRange => "scan_range",
         /// A worker gets a chunk's bytes.
         Fetch => "fetch",
         /// A worker parses them.

@@ -14,9 +14,13 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use longshore_domain::ImportId;
+use longshore_parse::ScannedBlock;
 use longshore_telemetry::QueueName;
 
-use super::{ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, StorageEvent};
+use super::{
+    ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, ScanCall, ScanJob,
+    StorageEvent,
+};
 
 /// Messages that one queue holds, delivered ones included. A full queue refuses: the database knows what is to be done.
 const QUEUE_BOUND: usize = 65_536;
@@ -110,6 +114,15 @@ impl Bus for InProcessBus {
     async fn reports(&self, import: ImportId) -> Result<BoxStream<'static, ChunkReport>, BusError> {
         let reports = listen(self.reports.subscribe());
         Ok(reports.filter(move |report| std::future::ready(report.job.import == import)).boxed())
+    }
+
+    /// Who asks would be asked: one process scans by itself.
+    async fn ask_scan(&self, _job: &ScanJob, _wait: Duration) -> Result<Option<Vec<ScannedBlock>>, BusError> {
+        Ok(None)
+    }
+
+    async fn scan_calls(&self) -> Result<BoxStream<'static, ScanCall>, BusError> {
+        Ok(stream::pending().boxed())
     }
 
     async fn changed(&self, import: ImportId) -> Result<(), BusError> {

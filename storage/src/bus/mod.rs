@@ -20,7 +20,8 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use longshore_domain::{Attempt, ChunkIndex, Epoch, ImportId, Tally};
+use longshore_domain::{Attempt, ByteRange, ChunkIndex, Epoch, ImportId, Tally};
+use longshore_parse::ScannedBlock;
 use longshore_telemetry::QueueName;
 
 /// An object arrived, says the storage. The key is decoded; nothing else of the message is believed.
@@ -69,6 +70,36 @@ pub enum ChunkOutcome {
     Finished(Tally),
     /// Something about the import changed in the database: look.
     Changed,
+}
+
+/// A range of a large file that its owner would have scanned by somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanJob {
+    /// Of which import.
+    pub import: ImportId,
+    /// Of which attempt.
+    pub attempt: Attempt,
+    /// Which bytes.
+    pub range: ByteRange,
+    /// The size of a block, in bytes.
+    pub block: u64,
+    /// The owner's [`longshore_parse::MACHINE`]: another one's findings are of no use to it.
+    pub machine: u32,
+}
+
+/// A scan job with the way back.
+pub struct ScanCall {
+    /// What to scan.
+    pub job: ScanJob,
+    /// How to answer.
+    pub answer: Box<dyn ScanAnswer>,
+}
+
+/// The way back to the owner who asked. Dropping it without a word makes the owner wait until it gives up.
+#[async_trait]
+pub trait ScanAnswer: Send + Sync {
+    /// The blocks of the range; none where they could not be scanned: the owner does it.
+    async fn send(&self, blocks: &[ScannedBlock]) -> Result<(), BusError>;
 }
 
 /// Why the bus did not do it.
@@ -146,6 +177,12 @@ pub trait Bus: Send + Sync {
     async fn report(&self, report: &ChunkReport) -> Result<(), BusError>;
     /// Listens to the reports of one import, from now on. A slow listener loses the oldest.
     async fn reports(&self, import: ImportId) -> Result<BoxStream<'static, ChunkReport>, BusError>;
+
+    /// Asks one of the workers, and waits at most `wait` for its answer: a pure function of the object, so that asking twice, or not
+    /// at all, changes nothing. `None`: nobody is there to ask.
+    async fn ask_scan(&self, job: &ScanJob, wait: Duration) -> Result<Option<Vec<ScannedBlock>>, BusError>;
+    /// Takes scan jobs, from now on, each of which goes to one taker. A slow taker loses the oldest.
+    async fn scan_calls(&self) -> Result<BoxStream<'static, ScanCall>, BusError>;
 
     /// Tells whoever watches that an import changed in the database; nobody may.
     async fn changed(&self, import: ImportId) -> Result<(), BusError>;

@@ -10,7 +10,7 @@
 //! | `LONGSHORE_CHUNKS` | `longshore.jobs.chunk` | until acknowledged |
 //!
 //! Reports and changes go over core NATS, `longshore.reports.<import>` and `longshore.changes.<import>`: nobody may
-//! listen. Whatever is missing, because NATS lost its store, is made again by the next publish or pull. Messages carry no
+//! listen. Scans of large files are requests on `longshore.scans`, each answered by one worker (`scans`). Whatever is missing, because NATS lost its store, is made again by the next publish or pull. Messages carry no
 //! `Nats-Msg-Id`: a job that is published again was lost, and must not be taken for a duplicate.
 //!
 //! Answers come to inboxes below `_INBOX.<user>.`, so that a server can keep users from reading each other's
@@ -20,6 +20,7 @@ pub mod inspect;
 mod jetstream;
 mod pull;
 mod receipt;
+mod scans;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,9 +38,11 @@ use tracing::{debug, info, warn};
 use url::Url;
 
 use longshore_domain::ImportId;
+use longshore_parse::ScannedBlock;
 
 use super::{
-    ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, StorageEvent, s3_event,
+    ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, ScanCall, ScanJob,
+    StorageEvent, s3_event,
 };
 use jetstream::{Fault, JetStream, Queue};
 use receipt::{PartReceipt, Whole};
@@ -96,6 +99,7 @@ pub struct NatsBus {
     jetstream: JetStream,
     reports: String,
     changes: String,
+    scans: String,
     /// Storage events of messages that told of more than was asked for.
     surplus: Mutex<VecDeque<Delivery<StorageEvent>>>,
 }
@@ -136,8 +140,9 @@ impl NatsBus {
             .await
             .map_err(|error| BusError { endpoint: shown, reason: format!("no connection can be set up: {error}") })?;
         let jetstream = JetStream::new(client.clone(), endpoint, reconnected, &config);
-        let (reports, changes) = (format!("{}.reports", config.prefix), format!("{}.changes", config.prefix));
-        Ok(Self { client, jetstream, reports, changes, surplus: Mutex::default() })
+        let subject = |name| format!("{}.{name}", config.prefix);
+        let (reports, changes, scans) = (subject("reports"), subject("changes"), subject("scans"));
+        Ok(Self { client, jetstream, reports, changes, scans, surplus: Mutex::default() })
     }
 
     fn error(&self, reason: impl Into<String>) -> BusError {
@@ -229,10 +234,14 @@ impl NatsBus {
         }
     }
 
-    /// A subscription that the server knows of once this answers.
-    async fn listen(&self, subject: String) -> Result<async_nats::Subscriber, BusError> {
+    /// A subscription that the server knows of once this answers; in a `group` each message goes to one of its members.
+    async fn listen(&self, subject: String, group: Option<&str>) -> Result<async_nats::Subscriber, BusError> {
         let subscribe = async {
-            let subscriber = self.client.subscribe(subject).await.map_err(|error| self.error(error.to_string()))?;
+            let subscriber = match group {
+                None => self.client.subscribe(subject).await,
+                Some(group) => self.client.queue_subscribe(subject, group.to_owned()).await,
+            };
+            let subscriber = subscriber.map_err(|error| self.error(error.to_string()))?;
             // The server answers in order: after this one it knows the subscription.
             self.jetstream.probe().await?;
             Ok(subscriber)
@@ -317,7 +326,7 @@ impl Bus for NatsBus {
     }
 
     async fn reports(&self, import: ImportId) -> Result<BoxStream<'static, ChunkReport>, BusError> {
-        let subscriber = self.listen(format!("{}.{import}", self.reports)).await?;
+        let subscriber = self.listen(format!("{}.{import}", self.reports), None).await?;
         let reports = subscriber.filter_map(|message| async move {
             match serde_json::from_slice(&message.payload) {
                 Ok(report) => Some(report),
@@ -330,12 +339,20 @@ impl Bus for NatsBus {
         Ok(reports.boxed())
     }
 
+    async fn ask_scan(&self, job: &ScanJob, wait: Duration) -> Result<Option<Vec<ScannedBlock>>, BusError> {
+        scans::ask(self, job, wait).await
+    }
+
+    async fn scan_calls(&self) -> Result<BoxStream<'static, ScanCall>, BusError> {
+        scans::calls(self).await
+    }
+
     async fn changed(&self, import: ImportId) -> Result<(), BusError> {
         self.tell(format!("{}.{import}", self.changes), Bytes::new()).await
     }
 
     async fn changes(&self) -> Result<BoxStream<'static, ImportId>, BusError> {
-        let subscriber = self.listen(format!("{}.*", self.changes)).await?;
+        let subscriber = self.listen(format!("{}.*", self.changes), None).await?;
         let import = |subject: &str| subject.rsplit('.').next()?.parse().ok();
         Ok(subscriber.filter_map(move |message| std::future::ready(import(&message.subject))).boxed())
     }

@@ -185,7 +185,11 @@ async fn try_rights(line: &Line, jetstream: &JetStream, config: &NatsConfig, dut
     for hint in ["reports", "changes"] {
         let _ = client.publish(format!("{}.{hint}.doctor", config.prefix), "".into()).await;
     }
-    let heard: &[&str] = if duties.works { &["changes.*", "reports.doctor"] } else { &["changes.*"] };
+    if duties.works {
+        // Nobody can answer it, so nobody works on it.
+        let _ = client.publish(format!("{}.scans", config.prefix), "".into()).await;
+    }
+    let heard: &[&str] = if duties.works { &["changes.*", "reports.doctor", "scans"] } else { &["changes.*"] };
     let mut listening = Vec::new();
     for hint in heard {
         listening.push(client.subscribe(format!("{}.{hint}", config.prefix)).await);
