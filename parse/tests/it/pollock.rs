@@ -44,8 +44,9 @@ fn with_the_dialect_given_pollock_does_not_drop() {
     let Some(folder) = shared("corpora/pollock") else { return };
     let scores = score(&folder, given_by);
     eprintln!("{}", scores.report("dialect given"));
-    // The aim is 9.96. What is missing are the rows of `row_extra_quote*`: text behind a closing quote is a reject here, while `clean`
-    // takes the opening quote as data (0.0138 in all). This floor only keeps what is reached.
+    assert!(scores.benchmark_mean() >= 9.96, "{}", scores.benchmark_mean());
+    // Cell by cell Python's csv has 9.950 here. What is missing in ours are above all the rows of `row_extra_quote*`: text behind a closing
+    // quote is a reject, while `clean` takes the opening quote as data (0.0138 in all).
     assert!(scores.mean() >= 9.957, "{}", scores.mean());
 }
 
@@ -54,5 +55,6 @@ fn with_nothing_given_pollock_scores_better_than_other_sniffers() {
     let Some(folder) = shared("corpora/pollock") else { return };
     let scores = score(&folder, |_| GivenFormat::default());
     eprintln!("{}", scores.report("nothing given"));
+    assert!(scores.benchmark_mean() >= 9.96, "{}", scores.benchmark_mean());
     assert!(scores.mean() >= 9.957, "{}", scores.mean());
 }
