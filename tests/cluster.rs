@@ -12,12 +12,14 @@ use serde_json::{Value, json};
 use common::api::{assert_failed, assert_succeeded, assert_tiles, id_of, kind_of, read};
 use common::cluster::{Cluster, Options};
 use common::data::{columns, source};
+use common::process::settings;
 use common::s3::{S3Kind, on_every_s3_server};
 use common::servers::PostgresServer;
 use common::{seed, until};
 
 on_every_s3_server!(
     a_storage_event_alone_starts_an_import_that_several_workers_share,
+    a_large_file_is_scanned_by_several_workers,
     complete_starts_an_import_where_no_event_comes,
     the_storage_itself_refuses_what_was_not_promised,
     the_sweep_finds_what_nobody_told_of,
@@ -29,6 +31,7 @@ on_every_s3_server!(
     nodes_that_start_at_the_same_moment_make_everything_together,
     two_imports_into_one_new_table_both_end_in_it,
     a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays,
+    past_the_limit_of_rejects_no_chunk_begins,
     a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes,
     servers_that_are_down_at_the_start_are_waited_for,
     a_wiped_nats_in_the_middle_of_an_import_loses_nothing,
@@ -69,6 +72,29 @@ async fn a_storage_event_alone_starts_an_import_that_several_workers_share(s3: S
     assert_succeeded(&import);
     assert_eq!(import["trigger"], "event");
     assert_eq!(cluster.api.all("/v1/imports", 50).await.len(), 2);
+    cluster.assert_clean_logs();
+}
+
+async fn a_large_file_is_scanned_by_several_workers(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { chunk_size: "4096", ..Options::on(s3) }).await;
+    let source = source(seed(), 40_000, 1, 0);
+    let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
+    assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+    let import = cluster.api.done(&id).await;
+    assert_succeeded(&import);
+    assert_eq!(import["attempt"], 1);
+    let chunks = cluster.api.all(&format!("/v1/imports/{id}/chunks"), 500).await;
+    assert_eq!(assert_tiles(&chunks, source.csv.len() as u64), 40_000);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    let mut ranges = Vec::new();
+    for worker in &cluster.workers {
+        let text = reqwest::get(format!("{}/metrics", worker.base)).await.unwrap().text().await.unwrap();
+        let series = "longshore_step_duration_seconds_count{step=\"scan_range\"} ";
+        let count = text.lines().find_map(|line| line.strip_prefix(series));
+        ranges.push(count.unwrap().parse::<u64>().unwrap());
+    }
+    assert!(ranges.iter().filter(|count| **count > 0).count() >= 2, "ranges by worker: {ranges:?}");
+    cluster.database.assert_tidy().await;
     cluster.assert_clean_logs();
 }
 
@@ -297,6 +323,11 @@ async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays(s3: S3
     let mut request = into("keyed");
     let import = cluster.api.import(&request, csv.clone()).await;
     assert_failed(&import, "too-many-rejects");
+    // The row that the table refused moved from one counter to the other, though nothing was loaded.
+    let progress = &import["progress"];
+    let counters = (&progress["rows_read"], &progress["rows_loaded"], &progress["rows_rejected"]);
+    assert_eq!(counters, (&json!(110), &json!(109), &json!(1)), "{import}");
+    assert_eq!(cluster.api.all(&format!("/v1/imports/{}/rejects", id_of(&import)), 4).await.len(), 1);
     assert_eq!(cluster.database.one("SELECT count(*) FROM keyed").await, "1");
     request["on_error"] = json!({"max_rejects": 11});
     let import = cluster.api.import(&request, csv).await;
@@ -308,6 +339,34 @@ async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays(s3: S3
     assert!(rejects.iter().all(|reject| reject["reason"] == "constraint_violation"), "{rejects:?}");
     assert_eq!(cluster.database.one("SELECT name FROM keyed WHERE id = 5").await, "old");
     assert_eq!(cluster.database.one("SELECT count(*) FROM keyed").await, "100");
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+async fn past_the_limit_of_rejects_no_chunk_begins(s3: S3Kind) {
+    // One chunk at a time: what begins behind the one that goes past the limit would be seen.
+    let more = settings([("WORKERS", "1")]);
+    let cluster = Cluster::start(&Options { workers: 1, chunk_size: "1000", more, ..Options::on(s3) }).await;
+    let mut csv = String::from("id,name\n");
+    for id in 1..=2_000 {
+        // Chunks of about 90 rows: the second one holds the third bad row.
+        let bad = if [10, 20, 150].contains(&id) { "x" } else { "" };
+        csv.push_str(&format!("{bad}{id},name{id}\n"));
+    }
+    let mut request = into("trips");
+    request["columns"] = json!([{"name": "id", "type": "int64"}, {"name": "name", "type": "text"}]);
+    request["on_error"] = json!({"max_rejects": 2});
+    let id = cluster.api.begin(&request, csv).await;
+    assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+    let import = cluster.api.done(&id).await;
+    assert_failed(&import, "too-many-rejects");
+    assert_eq!(import["error"]["detail"].as_str().unwrap().split(' ').next(), Some("3"), "{import}");
+    let chunks = cluster.api.all(&format!("/v1/imports/{id}/chunks"), 500).await;
+    let begun: Vec<&Value> = chunks.iter().filter(|chunk| chunk["state"] != "pending").collect();
+    assert_eq!(begun.len(), 2, "{begun:?}");
+    assert_eq!((&import["progress"]["rows_rejected"], &import["progress"]["chunks_done"]), (&json!(3), &json!(2)));
+    assert_eq!(cluster.api.all(&format!("/v1/imports/{id}/rejects"), 2).await.len(), 3);
+    assert!(!cluster.database.has_table("trips").await);
     cluster.database.assert_tidy().await;
     cluster.assert_clean_logs();
 }

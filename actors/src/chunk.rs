@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use longshore_domain::{ByteRange, ImportState, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber, Tally};
+use longshore_domain::{ByteRange, ImportState, LineNumber, LoadPlan, OnError, Problem, ProblemKind, RowNumber, Tally};
 use longshore_parse::{ChunkInput, ParsedChunk, find_records, oversized_reject, parse_chunk};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, Receipt};
 use longshore_storage::database::{ChunkClaim, ImportRecord, NewChunk, RENEW_EVERY};
@@ -94,7 +94,9 @@ async fn try_chunk(
     };
     let current = record.epoch == job.epoch
         && record.attempt == job.attempt
-        && matches!(record.state, ImportState::Planning | ImportState::Running);
+        && matches!(record.state, ImportState::Planning | ImportState::Running)
+        // What fails begins no new chunk.
+        && record.error.is_none();
     let (Some(plan), Some(etag), true) = (&record.plan, &record.etag, current) else {
         return Ok(Outcome::NotOurs);
     };
@@ -207,7 +209,29 @@ async fn load(
     if marked {
         metrics().chunk_committed(tally);
     }
+    if tally.rejected > 0 {
+        check_rejects(services, job, record.request.on_error, stop).await?;
+    }
     Ok(Outcome::Finished(tally))
+}
+
+/// Past the limit nobody begins a new chunk, whether the owner heard of this one or not.
+async fn check_rejects(
+    services: &Services,
+    job: ChunkJob,
+    on_error: OnError,
+    stop: &CancellationToken,
+) -> Result<(), Gave<Problem>> {
+    if on_error.max_rejects.is_none() {
+        return Ok(());
+    }
+    let count = || services.database.rejected(job.import, job.attempt);
+    let rejected = patiently(stop, "count rejects", count).await.map_err(no_problem)?;
+    if on_error.is_exceeded(rejected) {
+        // The owner comes to the same by its own count, should this be lost.
+        fail_import(services, job, &on_error.too_many(rejected)).await;
+    }
+    Ok(())
 }
 
 /// A second between two tries of a write.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use longshore_domain::protocol::{Closure, Entry, JobWindow, PlannedChunkFacts, Republish, check_tiling, enter};
-use longshore_domain::{ChunkIndex, ImportState, LoadPlan, Problem, ProblemKind, RejectReason, Tally};
+use longshore_domain::{ChunkIndex, ImportState, LoadPlan, Problem, ProblemKind, Progress, RejectReason, Tally};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome};
 use longshore_storage::database::{Change, ImportRecord, NewChunk};
 use longshore_storage::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket};
@@ -325,11 +325,25 @@ impl Owner {
                 Err(Stop::Lost)
             }
             Ok(PublishOutcome::TableAppeared) => Err(Stop::Restart(AttemptReason::TableAppeared)),
+            Ok(PublishOutcome::TooManyRejects(rejected)) => {
+                self.count_rejected(rejected).await?;
+                Err(Stop::Fail(on_error.too_many(rejected)))
+            }
             Ok(PublishOutcome::Refused(problem)) => Err(Stop::Fail(problem)),
             Err(Gave::Stopped) => Err(Stop::Lost),
             Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart(AttemptReason::StagingLost)),
             Err(Gave::Up(error)) => Err(Stop::Fail(destination_problem(error))),
         }
+    }
+
+    /// Rows that the destination refused were staged before, and are rejected now.
+    async fn count_rejected(&mut self, rows_rejected: u64) -> Step<()> {
+        self.reload().await?;
+        let progress = Progress { rows_rejected, ..self.record.progress };
+        let (id, epoch, database) = (self.record.id, self.record.epoch, &self.services.database);
+        let store = || database.store_progress(id, epoch, &progress);
+        let stored = patiently(&self.stop, "store the counters", store).await;
+        if stored.map_err(|gave| problem(gave, internal))? { Ok(()) } else { Err(Stop::Lost) }
     }
 
     async fn succeed(&mut self, published: Published) -> Step<()> {
@@ -596,12 +610,7 @@ impl Run {
         self.tell(StatusMessage::ChunksFinished(tally));
         let on_error = owner.record.request.on_error;
         if on_error.is_exceeded(self.rejected) {
-            let most = on_error.max_rejects.unwrap_or(0);
-            let detail = format!(
-                "{} rows were rejected so far and max_rejects is {most}; see the rejects, mend the file or allow more",
-                self.rejected
-            );
-            return Err(Stop::Fail(Problem::new(ProblemKind::TooManyRejects, detail)));
+            return Err(Stop::Fail(on_error.too_many(self.rejected)));
         }
         Ok(())
     }
@@ -617,6 +626,10 @@ impl Run {
             return Err(Stop::Lost);
         }
         if owner.record.error.is_some() {
+            // What is committed by now counts, reported or not.
+            if let Some(lowest) = self.window.lowest_open() {
+                self.collect_done(owner, lowest, |_| true).await?;
+            }
             return Err(Stop::Fail(owner.stored_error()));
         }
         owner.check_widened()?;

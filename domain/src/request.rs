@@ -80,6 +80,16 @@ impl OnError {
     pub fn is_exceeded(&self, rejected: u64) -> bool {
         self.max_rejects.is_some_and(|limit| rejected > limit)
     }
+
+    /// Why an import fails that has so many rejects.
+    #[must_use]
+    pub fn too_many(&self, rejected: u64) -> Problem {
+        let limit = self.max_rejects.unwrap_or_default();
+        let detail = format!(
+            "{rejected} rows were rejected so far and max_rejects is {limit}; see the rejects, mend the file or allow more"
+        );
+        Problem::new(ProblemKind::TooManyRejects, detail)
+    }
 }
 
 /// How the file will come.

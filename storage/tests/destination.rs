@@ -64,6 +64,7 @@ fn published(rows_loaded: u64, rows_rejected: u64) -> PublishOutcome {
 fn problem(outcome: &PublishOutcome) -> ProblemKind {
     match outcome {
         PublishOutcome::Refused(problem) => problem.kind,
+        PublishOutcome::TooManyRejects(_) => ProblemKind::TooManyRejects,
         other => panic!("{other:?}"),
     }
 }

@@ -1,7 +1,7 @@
 //! Chunks: stored before their jobs are published, claimed by workers with a lease of their own, counted when claimed
 //! (invariant 12).
 
-use sea_orm::sea_query::{Expr, ExprTrait, OnConflict};
+use sea_orm::sea_query::{Alias, Expr, ExprTrait, OnConflict};
 use sea_orm::{
     ActiveValue, ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
 };
@@ -391,6 +391,24 @@ impl Database {
             .exec(&self.connection)
             .await?;
         Ok(changed.rows_affected == 1)
+    }
+
+    /// How many rows the committed chunks of an attempt rejected.
+    ///
+    /// # Errors
+    /// [`DatabaseError`]
+    pub async fn rejected(&self, id: ImportId, attempt: Attempt) -> Result<u64, DatabaseError> {
+        let sum = Expr::col(chunks::Column::RowsRejected).sum().cast_as(Alias::new("bigint"));
+        let sum: Option<Option<i64>> = chunks::Entity::find()
+            .select_only()
+            .expr(sum)
+            .filter(chunks::Column::ImportId.eq(id.0))
+            .filter(chunks::Column::Attempt.eq(number(attempt.0)))
+            .filter(chunks::Column::State.eq(ChunkState::Done.as_str()))
+            .into_tuple()
+            .one(&self.connection)
+            .await?;
+        Ok(sum.flatten().map_or(0, unsigned))
     }
 }
 

@@ -72,8 +72,11 @@ pub enum PublishOutcome {
     Fenced,
     /// A new table was planned, and meanwhile another import made it: plan again, as a new attempt.
     TableAppeared,
-    /// The import cannot be published, and never can: too many refused rows, counts that do not add up, a destination that
-    /// does not fit. Nothing was moved; the owner aborts with it.
+    /// With the rows that the destination refused, more are rejected than the import allows: so many so far. Nothing was moved, and
+    /// those that were found are listed; the owner aborts.
+    TooManyRejects(u64),
+    /// The import cannot be published, and never can: counts that do not add up, a destination that does not fit. Nothing
+    /// was moved; the owner aborts with it.
     Refused(Problem),
 }
 

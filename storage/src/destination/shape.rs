@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, RowNumber};
+use longshore_domain::{LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
 use longshore_parse::ParsedChunk;
 
 use super::{DestinationError, RecordLookup, cells};
@@ -74,15 +74,4 @@ pub(super) async fn records(
         records.extend(lookup.find(piece).await?.into_iter().map(|(row, line, record)| (row, (line, record))));
     }
     Ok(records)
-}
-
-/// More rows were rejected than the import allows.
-pub(super) fn too_many(rejected: u64, on_error: OnError) -> Problem {
-    let limit = on_error.max_rejects.unwrap_or_default();
-    Problem::new(
-        ProblemKind::TooManyRejects,
-        format!(
-            "at least {rejected} rows were rejected, and on_error.max_rejects allows {limit}; the rejects are listed"
-        ),
-    )
 }

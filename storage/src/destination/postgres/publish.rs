@@ -70,9 +70,9 @@ async fn publish_once(
         session.rollback().await;
         return Err(staging::lost(&name));
     };
-    if let Err(problem) = check(&ledger, planned, on_error) {
+    if let Err(outcome) = check(&ledger, planned, on_error) {
         session.rollback().await;
-        return Ok(PublishOutcome::Refused(problem));
+        return Ok(outcome);
     }
     let staged = (ledger.rows - ledger.rejected) as u64;
     let published = match plan.target {
@@ -101,7 +101,7 @@ async fn publish_once(
             let (loaded, rejected, found) = (moving.loaded, moving.rejected, moving.found);
             if !within_limit {
                 session.rollback().await;
-                return list_found(pool, ticket, rejected, on_error, &found).await;
+                return list_found(pool, ticket, rejected, &found).await;
             }
             rejects::insert(session.connection(), ticket, Found::InPublish, &found).await.map_err(failure)?;
             session.run(format!("DROP TABLE {}", sql::qualified(&schema, &name)?)).await.map_err(failure)?;
@@ -163,8 +163,8 @@ async fn read_ledger(session: &mut Session, ticket: Ticket) -> Result<Ledger, De
 }
 
 /// Whether what is staged is what was planned.
-fn check(ledger: &Ledger, planned: Planned, on_error: OnError) -> Result<(), Problem> {
-    let mismatch = |detail: String| Err(Problem::new(ProblemKind::CountMismatch, detail));
+fn check(ledger: &Ledger, planned: Planned, on_error: OnError) -> Result<(), PublishOutcome> {
+    let mismatch = |detail: String| Err(PublishOutcome::Refused(Problem::new(ProblemKind::CountMismatch, detail)));
     if ledger.chunks as u64 != planned.chunks || ledger.rows as u64 != planned.rows {
         return mismatch(format!(
             "{} chunks with {} rows were planned, but {} chunks with {} rows are committed",
@@ -178,7 +178,7 @@ fn check(ledger: &Ledger, planned: Planned, on_error: OnError) -> Result<(), Pro
         return mismatch(format!("{} rows were rejected, but {} are listed", ledger.rejected, ledger.listed));
     }
     if on_error.is_exceeded(ledger.rejected as u64) {
-        return Err(shape::too_many(ledger.rejected as u64, on_error));
+        return Err(PublishOutcome::TooManyRejects(ledger.rejected as u64));
     }
     Ok(())
 }
@@ -244,7 +244,6 @@ async fn list_found(
     pool: &PgPool,
     ticket: Ticket,
     rejected: u64,
-    on_error: OnError,
     found: &[Reject],
 ) -> Result<PublishOutcome, DestinationError> {
     let mut session = Session::begin(pool, Some(ticket), Work::Short).await?;
@@ -254,7 +253,7 @@ async fn list_found(
         return Ok(PublishOutcome::Fenced);
     }
     fence::finish(session).await?;
-    Ok(PublishOutcome::Refused(shape::too_many(rejected, on_error)))
+    Ok(PublishOutcome::TooManyRejects(rejected))
 }
 
 /// The way of staged rows into an existing table.

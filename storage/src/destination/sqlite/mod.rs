@@ -201,7 +201,7 @@ impl Destination for SqliteDestination {
                 writer.run(work).await?;
                 Ok(PublishOutcome::Published(published))
             }
-            Moved::TooMany { problem, found } => {
+            Moved::TooMany { rejected, found } => {
                 let restart = move |connection: &mut Connection| {
                     connection.execute_batch("ROLLBACK; BEGIN IMMEDIATE").map_err(failure)?;
                     fence::admits(connection, ticket)
@@ -212,7 +212,7 @@ impl Destination for SqliteDestination {
                 }
                 let writer = list(writer, ticket, found, lookup).await?;
                 writer.run(|connection| connection.execute_batch("COMMIT").map_err(failure)).await?;
-                Ok(PublishOutcome::Refused(problem))
+                Ok(PublishOutcome::TooManyRejects(rejected))
             }
         }
     }

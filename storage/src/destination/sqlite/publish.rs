@@ -10,7 +10,6 @@ use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reje
 use super::connection::{self, failure};
 use super::fence::Fence;
 use super::staging;
-use crate::destination::shape;
 use crate::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket, sql};
 
 /// How far the transaction came.
@@ -24,10 +23,10 @@ pub(super) enum Moved {
         /// The refused rows, without their records.
         found: Vec<Reject>,
     },
-    /// Too many rows were refused: roll back, list these, and answer with the problem.
+    /// Too many rows were refused: roll back, list these, and answer with how many.
     TooMany {
-        /// Why.
-        problem: Problem,
+        /// All that are rejected so far.
+        rejected: u64,
         /// The refused rows, without their records.
         found: Vec<Reject>,
     },
@@ -58,8 +57,8 @@ pub(super) fn moved(
     if !staging::exists(connection, &name)? {
         return Err(staging::lost(&name));
     }
-    if let Err(problem) = check(&ledger, planned, on_error) {
-        return Ok(Moved::Answer(PublishOutcome::Refused(problem)));
+    if let Err(outcome) = check(&ledger, planned, on_error) {
+        return Ok(Moved::Answer(outcome));
     }
     let staged = ledger.rows - ledger.rejected;
     if plan.target == Target::NewTable {
@@ -75,8 +74,7 @@ pub(super) fn moved(
     let mut moving =
         Moving { connection, plan, name: &name, on_error, rejected: ledger.rejected, loaded: 0, found: Vec::new() };
     if !moving.all(planned.rows, staged)? {
-        let problem = shape::too_many(moving.rejected, on_error);
-        return Ok(Moved::TooMany { problem, found: moving.found });
+        return Ok(Moved::TooMany { rejected: moving.rejected, found: moving.found });
     }
     let published = Published { rows_loaded: moving.loaded, rows_rejected: moving.rejected };
     if published.rows_loaded + published.rows_rejected != planned.rows {
@@ -148,8 +146,8 @@ fn read_ledger(connection: &Connection, ticket: Ticket) -> Result<Ledger, Destin
 }
 
 /// Whether what is staged is what was planned.
-fn check(ledger: &Ledger, planned: Planned, on_error: OnError) -> Result<(), Problem> {
-    let mismatch = |detail: String| Err(Problem::new(ProblemKind::CountMismatch, detail));
+fn check(ledger: &Ledger, planned: Planned, on_error: OnError) -> Result<(), PublishOutcome> {
+    let mismatch = |detail: String| Err(PublishOutcome::Refused(Problem::new(ProblemKind::CountMismatch, detail)));
     if ledger.chunks != planned.chunks || ledger.rows != planned.rows {
         return mismatch(format!(
             "{} chunks with {} rows were planned, but {} chunks with {} rows are committed",
@@ -163,7 +161,7 @@ fn check(ledger: &Ledger, planned: Planned, on_error: OnError) -> Result<(), Pro
         return mismatch(format!("{} rows were rejected, but {} are listed", ledger.rejected, ledger.listed));
     }
     if on_error.is_exceeded(ledger.rejected) {
-        return Err(shape::too_many(ledger.rejected, on_error));
+        return Err(PublishOutcome::TooManyRejects(ledger.rejected));
     }
     Ok(())
 }
