@@ -46,7 +46,9 @@ async fn a_cluster_tells_what_it_did_to_prometheus_to_its_logs_and_to_a_collecto
         ("LOG", "info,longshore_actors=debug"),
         ("OTLP_ENDPOINT", &collector.endpoint),
     ]);
-    let cluster = Cluster::start(&Options { events: true, workers: 2, more, ..Options::default() }).await;
+    // So small that the file is a large one, and all workers scan it.
+    let options = Options { events: true, workers: 2, chunk_size: "4096", more, ..Options::default() };
+    let cluster = Cluster::start(&options).await;
     let bases: Vec<&str> = cluster.nodes.iter().chain(&cluster.workers).map(|process| process.base.as_str()).collect();
     let prometheus = Prometheus::start(cluster.folder.path(), &bases).await;
     every_query_finds_something(&prometheus).await;

@@ -574,7 +574,7 @@ async fn a_scan_is_answered_by_one_of_those_who_are_there() {
     let (mut takers, stop) = (Vec::new(), tokio_util::sync::CancellationToken::new());
     for _ in 0..3 {
         let worker = prepared(config.clone()).await;
-        let mut calls = worker.scan_calls().await.unwrap().take_until(stop.clone().cancelled_owned());
+        let mut calls = worker.scan_calls().await.unwrap().take_until(stop.clone().cancelled_owned()).boxed();
         takers.push(tokio::spawn(async move {
             let mut taken = 0;
             while let Some(ScanCall { job, answer }) = calls.next().await {

@@ -1,11 +1,13 @@
 //! One conformance suite for destinations, run on SQLite and PostgreSQL, and what only PostgreSQL has.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 #[path = "common/destination.rs"]
 mod support;
 
 use polars_core::prelude::*;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use longshore_domain::{Attempt, ChunkIndex, ColumnType, Epoch, ProblemKind, RejectReason, Tally, Target};
 use longshore_parse::{Batch, ParsedChunk, RowNumbers, Values};
@@ -629,6 +631,8 @@ mod postgres_only {
         defaults_identities_and_triggers_act_as_under_copy
         a_schema_and_a_partitioned_table_take_rows
         deferred_constraints_and_swallowed_rows_are_rejects
+        rows_are_refused_as_if_they_came_one_by_one
+        very_many_refused_rows_are_found_by_few_statements
         unusual_numerics_and_types_are_native
         a_server_that_is_away_is_unavailable
         an_abandoned_write_leaves_its_pool_usable
@@ -823,6 +827,140 @@ mod postgres_only {
         assert_eq!(outcome, published(2, 3));
         assert_eq!(stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect::<Vec<_>>(), [2, 3, 4]);
         assert_eq!(stage.probe.rows("SELECT name FROM t ORDER BY id").await, [some(&["a"]), some(&["e"])]);
+    }
+
+    /// Tables with constraints of all sorts; `{t}` is the table. Random rows have to fare in each as if they had been inserted one
+    /// by one, in the file's order.
+    const CONSTRAINED: [&str; 16] = [
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint, name text)",
+        "CREATE TABLE {t} (id bigint UNIQUE, ref bigint, name text); INSERT INTO {t} VALUES (3, 1, 'old'), (7, NULL, 'old')",
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint, name text UNIQUE); INSERT INTO {t} VALUES (3, 1, 'old')",
+        "CREATE TABLE {t} (id bigint, ref bigint, name text, UNIQUE (ref, name)); INSERT INTO {t} VALUES (3, 1, 'a')",
+        "CREATE TABLE {t} (id bigint, ref bigint, name text, UNIQUE NULLS NOT DISTINCT (ref, name))",
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint REFERENCES parents, name text)",
+        "CREATE TABLE {t} (id bigint, ref bigint REFERENCES parents DEFERRABLE INITIALLY DEFERRED, name text, CHECK (id % 5 <> 2))",
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint REFERENCES parents, name text NOT NULL CHECK (name <> 'b'), \
+           \"odd \"\" name\" int CHECK (\"odd \"\" name\" IS NULL))",
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint, name text CHECK (length(name) + id > 4), CHECK (ref < id))",
+        "CREATE TABLE {t} (id bigint, ref bigint, name text); CREATE UNIQUE INDEX ON {t} (id) WHERE ref > 2",
+        "CREATE TABLE {t} (id bigint, ref bigint, name text); CREATE UNIQUE INDEX ON {t} (lower(name), ref)",
+        "CREATE TABLE {t} (id bigint, ref bigint, name text, EXCLUDE USING btree (id WITH =), UNIQUE (ref, name))",
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint, name text, at int DEFAULT 1 UNIQUE)",
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint, name text); \
+         CREATE TRIGGER even BEFORE INSERT ON {t} FOR EACH ROW EXECUTE FUNCTION even()",
+        "CREATE TABLE {t} (id bigint PRIMARY KEY, ref bigint, name text); \
+         CREATE TRIGGER no_b AFTER INSERT ON {t} FOR EACH ROW EXECUTE FUNCTION no_b()",
+        "CREATE TABLE {t} (id bigint, ref bigint, name text) PARTITION BY LIST (ref); \
+         CREATE TABLE {t}_1 PARTITION OF {t} (PRIMARY KEY (id)) FOR VALUES IN (1, 2, 3, 4); \
+         CREATE TABLE {t}_2 PARTITION OF {t} (CHECK (id > 4)) DEFAULT",
+    ];
+
+    async fn rows_are_refused_as_if_they_came_one_by_one(stage: Stage) {
+        let seed: u64 = rand::random();
+        println!("seed {seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        stage
+            .probe
+            .run(
+                "CREATE TABLE parents (id bigint PRIMARY KEY); INSERT INTO parents SELECT generate_series(1, 4); \
+                 CREATE FUNCTION even() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN NEW.id = NEW.id / 2 * 2; RETURN CASE WHEN NEW.name = ''c'' THEN NULL ELSE NEW END; END'; \
+                 CREATE FUNCTION no_b() RETURNS trigger LANGUAGE plpgsql AS \
+                 'BEGIN IF NEW.name = ''b'' THEN RAISE ''no b''; END IF; RETURN NULL; END'",
+            )
+            .await;
+        for (place, table) in CONSTRAINED.iter().enumerate() {
+            for round in 0..3 {
+                // A few refused rows, about half of them, nearly all of them.
+                let most = [400, 40, 6][round];
+                let (t, one_by_one) = (format!("t_{place}_{round}"), format!("o_{place}_{round}"));
+                stage.probe.run(&table.replace("{t}", &t)).await;
+                stage.probe.run(&table.replace("{t}", &one_by_one)).await;
+                let mut sometimes = |most: i64| random.random_bool(0.9).then(|| random.random_range(1..=most));
+                let rows: Vec<_> = (0..60).map(|_| (sometimes(most), sometimes(6), sometimes(4))).collect();
+                let names = ["a", "A", "b", "c"];
+                let columns = vec![
+                    int64(&rows.iter().map(|row| row.0).collect::<Vec<_>>()),
+                    int64(&rows.iter().map(|row| row.1).collect::<Vec<_>>()),
+                    text(&rows.iter().map(|row| row.2.map(|name| names[name as usize - 1])).collect::<Vec<_>>()),
+                ];
+                let plan = plan(&t, Target::ExistingTable, &[("id", "int64"), ("ref", "int64"), ("name", "text")]);
+                let (ticket, outcome) = stage.import(&plan, chunk(1, columns, 60), any_rejects()).await;
+                let values = rows.iter().zip(1..).map(|((id, reference, name), row)| {
+                    let shown = |number: &Option<i64>| number.map_or("NULL".to_owned(), |number| number.to_string());
+                    let name = name.map_or("NULL".to_owned(), |name| format!("'{}'", names[name as usize - 1]));
+                    format!("({row}, {}, {}, {name})", shown(id), shown(reference))
+                });
+                let refused = format!("refused_{place}_{round}");
+                stage
+                    .probe
+                    .run(&format!(
+                        "CREATE TABLE {refused} (row int); DO $$ DECLARE r record; n int; BEGIN \
+                           SET CONSTRAINTS ALL IMMEDIATE; \
+                           FOR r IN SELECT * FROM (VALUES {}) AS v (row, id, ref, name) ORDER BY row LOOP BEGIN \
+                             INSERT INTO {one_by_one} (id, ref, name) VALUES (r.id, r.ref, r.name); \
+                             GET DIAGNOSTICS n = ROW_COUNT; \
+                             IF n = 0 THEN INSERT INTO {refused} VALUES (r.row); END IF; \
+                           EXCEPTION WHEN integrity_constraint_violation OR raise_exception THEN \
+                             INSERT INTO {refused} VALUES (r.row); \
+                           END; END LOOP; END $$",
+                        values.collect::<Vec<_>>().join(", ")
+                    ))
+                    .await;
+                let context = format!("seed {seed}: {table}, ids to {most}");
+                let rejects = stage.rejects(ticket).await;
+                let found: Vec<_> = rejects.iter().map(|reject| some(&[&reject.row.0.to_string()])).collect();
+                assert_eq!(
+                    found,
+                    stage.probe.rows(&format!("SELECT row FROM {refused} ORDER BY row")).await,
+                    "{context}"
+                );
+                let all = async |table: &str| {
+                    stage.probe.rows(&format!("SELECT id, ref, name FROM {table} ORDER BY id, ref, name")).await
+                };
+                assert_eq!(all(&t).await, all(&one_by_one).await, "{context}");
+                assert_eq!(outcome, published(60 - found.len() as u64, found.len() as u64), "{context}");
+                assert!(rejects.iter().all(|reject| !reject.detail.is_empty()), "{context}");
+            }
+        }
+    }
+
+    /// A file that was loaded before. One by one these rows take minutes.
+    async fn very_many_refused_rows_are_found_by_few_statements(stage: Stage) {
+        stage
+            .probe
+            .run(
+                "CREATE TABLE parents (id bigint PRIMARY KEY); INSERT INTO parents SELECT generate_series(1, 150000); \
+                 CREATE TABLE t (id bigint PRIMARY KEY REFERENCES parents, name text); \
+                 INSERT INTO t SELECT generate_series(1, 100000), 'old'",
+            )
+            .await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let again: Vec<_> = (1..=200_000_i64).chain([150_000]).map(Some).collect();
+        let parsed = chunk(1, vec![int64(&again), text(&vec![Some("new"); 200_001])], 200_001);
+        let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+        assert_eq!(outcome, published(50_000, 150_001));
+        let rejects = stage.rejects(ticket).await;
+        let rows: Vec<u64> = rejects.iter().map(|reject| reject.row.0).collect();
+        assert!(rows.iter().copied().eq((1..=100_000).chain(150_001..=200_001)));
+        for (row, said) in [
+            (0, "\"t_pkey\": Key (id)=(1) already exists. (SQLSTATE 23505)"),
+            (100_000, "\"t_id_fkey\": Key (id)=(150001) is not present in table \"parents\". (SQLSTATE 23503)"),
+            (150_000, "\"t_pkey\": Key (id)=(150000) stands in the file before. (SQLSTATE 23505)"),
+        ] {
+            assert!(rejects[row].detail.ends_with(said), "{}", rejects[row].detail);
+            assert_eq!(rejects[row].record, record_of(rejects[row].row.0));
+        }
+        assert_eq!(stage.probe.rows("SELECT count(*) FROM t WHERE name = 'new'").await, [some(&["50000"])]);
+        // With a limit the first ones are listed, and nothing else.
+        let limit = longshore_domain::OnError { max_rejects: Some(10) };
+        let ids: Vec<_> = (50_000..=60_000_i64).map(Some).collect();
+        let parsed = chunk(1, vec![int64(&ids), text(&vec![Some("x"); 10_001])], 10_001);
+        let (ticket, outcome) = stage.import(&plan, parsed, limit).await;
+        assert_eq!(outcome, PublishOutcome::TooManyRejects(11));
+        let rows: Vec<u64> = stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect();
+        assert_eq!(rows, (1..=11).collect::<Vec<_>>());
+        stage.assert_clean().await;
     }
 
     async fn unusual_numerics_and_types_are_native(stage: Stage) {

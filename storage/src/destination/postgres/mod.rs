@@ -9,6 +9,7 @@
 mod describe;
 mod fence;
 mod publish;
+mod refusals;
 mod rejects;
 mod session;
 mod staging;

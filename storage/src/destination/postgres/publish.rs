@@ -7,6 +7,7 @@ use sqlx::postgres::PgPool;
 use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
 
 use super::fence::{self, Fence, Lock};
+use super::refusals::Refusals;
 use super::rejects::{self, Found};
 use super::session::{self, Commit, Session, Work, failure};
 use super::staging;
@@ -16,7 +17,9 @@ use crate::destination::{DestinationError, FenceState, Planned, PublishOutcome, 
 /// What the sort of the staged rows may take; it spills to disk beyond.
 const SORT_MEMORY: &str = "64MB";
 /// Refused rows that are kept before they are written to the list of rejects, where there is no limit.
-const FLUSH_ROWS: usize = 1_000;
+const FLUSH_ROWS: usize = 4_000;
+/// Row numbers whose refused rows are looked for in one statement: what is found is held in memory.
+const TAKEN_AT_ONCE: u64 = 50_000;
 /// How often the fence is read after a COMMIT without an answer, with these waits in between.
 const LOOKUPS: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
@@ -274,6 +277,8 @@ struct Moving<'a> {
 struct Fault {
     detail: String,
     column: Option<String>,
+    /// Whether a constraint said so.
+    constraint: bool,
 }
 
 impl Moving<'_> {
@@ -287,6 +292,18 @@ impl Moving<'_> {
             .map_err(failure)?;
         let Some(mut fault) = self.insert("", staged).await? else { return Ok(true) };
         self.index().await?;
+        let mut staged = staged;
+        if fault.constraint {
+            let before = self.rejected;
+            if !self.take_out(last).await? {
+                return Ok(false);
+            }
+            staged -= self.rejected - before;
+            fault = match self.insert("", staged).await? {
+                None => return Ok(true),
+                Some(fault) => fault,
+            };
+        }
         // Ranges of row numbers, the lowest on top; each is known or suspected to hold a refused row.
         let mut ranges = vec![(1, last)];
         let mut whole = true;
@@ -317,19 +334,75 @@ impl Moving<'_> {
         Ok(true)
     }
 
+    /// Takes out the rows that constraints refuse for certain, many at once, before any other was found. False: more than the import
+    /// allows. Where the database does not let us (a table that may not be read, say), nothing is taken out.
+    async fn take_out(&mut self, last: u64) -> Result<bool, DestinationError> {
+        let before = self.rejected;
+        self.session.run("SAVEPOINT longshore_take_out").await.map_err(failure)?;
+        let error = match self.take_ranges(last).await? {
+            Ok(within_limit) => {
+                self.session.run("RELEASE SAVEPOINT longshore_take_out").await.map_err(failure)?;
+                return Ok(within_limit);
+            }
+            Err(error) => error,
+        };
+        let Some(fault) = session::database_error(&error) else { return Err(failure(error)) };
+        tracing::debug!(fault = session::describe(fault), "refused rows are found one by one");
+        self.session
+            .run("ROLLBACK TO SAVEPOINT longshore_take_out; RELEASE SAVEPOINT longshore_take_out")
+            .await
+            .map_err(failure)?;
+        self.rejected = before;
+        self.found.clear();
+        Ok(true)
+    }
+
+    /// The inner error is that of a statement of the search.
+    async fn take_ranges(&mut self, last: u64) -> Result<Result<bool, sqlx::Error>, DestinationError> {
+        let refusals = match Refusals::of(self.session, self.plan, self.schema, self.name).await {
+            Ok(Some(refusals)) => refusals,
+            Ok(None) => return Ok(Ok(true)),
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut low = 1;
+        while low <= last {
+            let high = last.min(low + TAKEN_AT_ONCE - 1);
+            let taken = match refusals.take(self.session, low, high).await {
+                Ok(taken) => taken,
+                Err(error) => return Ok(Err(error)),
+            };
+            for refused in taken {
+                let fault = Fault { detail: refused.detail, column: refused.column, constraint: true };
+                self.reject(RowNumber(refused.row), &fault).await?;
+                if self.on_error.is_exceeded(self.rejected) {
+                    return Ok(Ok(false));
+                }
+            }
+            low = high + 1;
+        }
+        Ok(Ok(true))
+    }
+
     /// Inserts rows under a savepoint; a fault of rows leaves everything as it was.
     async fn insert(&mut self, condition: &str, staged: u64) -> Result<Option<Fault>, DestinationError> {
         let statement = staging::insert_statement(self.plan, self.schema, self.name, condition)?;
-        self.session.run("SAVEPOINT longshore_move").await.map_err(failure)?;
-        let fault = match self.session.run(statement).await {
+        let fault = match self.session.run(format!("SAVEPOINT longshore_move; {statement}")).await {
             Ok(inserted) if inserted == staged => {
                 self.session.run("RELEASE SAVEPOINT longshore_move").await.map_err(failure)?;
                 self.loaded += inserted;
                 return Ok(None);
             }
-            Ok(_) => Fault { detail: "a trigger of the table passed over the row".to_owned(), column: None },
+            Ok(_) => Fault {
+                detail: "a trigger of the table passed over the row".to_owned(),
+                column: None,
+                constraint: false,
+            },
             Err(error) => match session::database_error(&error).filter(|error| session::is_row_fault(error)) {
-                Some(fault) => Fault { detail: session::describe(fault), column: fault.column().map(str::to_owned) },
+                Some(fault) => Fault {
+                    detail: session::describe(fault),
+                    column: fault.column().map(str::to_owned),
+                    constraint: fault.code().starts_with("23"),
+                },
                 None => return Err(staging::staging_failure(self.name, error)),
             },
         };
