@@ -7,6 +7,7 @@ mod corpora;
 mod documented;
 mod every_file;
 mod fuzz_corpus;
+mod headers;
 mod polars;
 mod pollock;
 #[path = "../../../tests/common/pollock.rs"]
