@@ -371,6 +371,12 @@ mod tests {
             ("a\x01b\nx, y\x012\n", Format { delimiter: "\x01".into(), ..q.clone() }),
             ("a\x1fb\n1\x1f2\n", Format { delimiter: "\x1f".into(), ..q.clone() }),
             ("a||b||c\n1||2||3\n", Format { delimiter: "||".into(), ..q.clone() }),
+            ("a\t\tb\n1\t\t2\n\t\t3\n", Format { delimiter: "\t\t".into(), ..q.clone() }),
+            ("a\t\tb\n1\t\t2\n3\t4\t5\n", Format { delimiter: "\t".into(), ..q.clone() }),
+            (
+                "a,b\r1,'x\ny'\r2,'z'\r",
+                Format { line_end: LineEnd::Cr, quote: "'".into(), escape: "'".into(), ..q.clone() },
+            ),
             ("a::b\n1::2\n3::4\n", Format { delimiter: "::".into(), ..q.clone() }),
             ("a, b\n1, \"2, 3\"\n", Format { delimiter: ", ".into(), ..q.clone() }),
             ("a; b\n1; 2,5\n", Format { delimiter: "; ".into(), ..q.clone() }),

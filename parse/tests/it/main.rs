@@ -10,6 +10,7 @@ mod fuzz_corpus;
 mod headers;
 mod polars;
 mod pollock;
+mod pollock_kinds;
 #[path = "../../../tests/common/pollock.rs"]
 mod pollock_score;
 mod rejects;
