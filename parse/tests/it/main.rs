@@ -14,6 +14,7 @@ mod pollock_kinds;
 #[path = "../../../tests/common/pollock.rs"]
 mod pollock_score;
 mod rejects;
+mod sniffing;
 mod support;
 mod sweep;
 mod types;
