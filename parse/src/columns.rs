@@ -216,9 +216,9 @@ fn map_by_name(
     }
 }
 
-/// The table's column of each field: that of the cell as it stands; of those left, that of the cell as a name, then the only one that is the same without
-/// case, then the one that a new table would have got, so that a file goes again where it went first. A field whose column another field
-/// has keeps it: that is a fault.
+/// The table's column of each field: that of the cell as it stands; of those left, that of the cell as a name, then the only one
+/// that is the same without case, then the one that a new table would have got, so that a file goes again where it went first. A
+/// field whose column another field has keeps it: that is a fault.
 fn match_names<'a>(head: &Head, table: &'a TableDescription, data_fields: usize) -> Vec<Option<&'a TableColumn>> {
     let made = column_names(head);
     let exactly = |name: &str| table.columns.iter().find(|column| column.name == name);
