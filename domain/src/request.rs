@@ -376,8 +376,13 @@ fn check_dialect(given: &GivenFormat, faults: &mut Faults) {
     }
     if let Some(comment) = &given.comment {
         let begins = |part: &Option<String>| part.as_ref().is_some_and(|part| comment.starts_with(part.as_str()));
-        if begins(&given.delimiter) || begins(&given.quote) {
-            faults.add("/format/comment", "must not begin with the delimiter or the quote");
+        if begins(&given.quote) {
+            faults.add("/format/comment", "must not begin with the quote");
+        }
+        // A record whose first field is empty begins with the delimiter.
+        let is_begun = given.delimiter.as_ref().is_some_and(|delimiter| delimiter.starts_with(comment.as_str()));
+        if begins(&given.delimiter) || is_begun {
+            faults.add("/format/comment", "neither of comment and delimiter may begin with the other");
         }
     }
 }
@@ -584,6 +589,10 @@ mod tests {
             (json!({"destination": {"table": "t"}, "format": {"delimiter": "abcde"}}), "/format/delimiter"),
             (json!({"destination": {"table": "t"}, "format": {"delimiter": "\n"}}), "/format/delimiter"),
             (json!({"destination": {"table": "t"}, "format": {"delimiter": ";", "quote": ";"}}), "/format/quote"),
+            (json!({"destination": {"table": "t"}, "format": {"delimiter": "#", "comment": "##"}}), "/format/comment"),
+            (json!({"destination": {"table": "t"}, "format": {"delimiter": "##", "comment": "#"}}), "/format/comment"),
+            (json!({"destination": {"table": "t"}, "format": {"delimiter": "#", "comment": "#"}}), "/format/comment"),
+            (json!({"destination": {"table": "t"}, "format": {"quote": "'", "comment": "'#"}}), "/format/comment"),
             (json!({"destination": {"table": "t"}, "format": {"header_rows": 1.5}}), "/format/header_rows"),
             (json!({"destination": {"table": "t"}, "format": {"ragged": "drop"}}), "/format/ragged"),
             (json!({"destination": {"table": "t"}, "format": {"encoding": "UTF8"}}), "/format/encoding"),
@@ -611,6 +620,13 @@ mod tests {
         ] {
             assert_eq!(pointers(&value), [pointer], "{value}");
         }
+    }
+
+    #[test]
+    fn a_comment_may_hold_the_delimiter_behind_its_first_byte() {
+        let format = json!({"delimiter": "::", "quote": "'", "comment": "#::'"});
+        let request = CreateRequest::from_value(&json!({"destination": {"table": "t"}, "format": format})).unwrap();
+        assert_eq!(request.format.comment.as_deref(), Some("#::'"));
     }
 
     #[test]

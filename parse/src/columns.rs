@@ -7,6 +7,7 @@ use longshore_domain::{Column, ColumnSource, ColumnType, FieldPlan, TableColumn,
 
 use crate::error::FormatError;
 use crate::head::Head;
+use crate::head::header::{name_of, unique_names};
 
 /// The last three header names of a file of rejects, which are passed over when it is imported again.
 pub const REJECT_COLUMNS: [&str; 3] = ["_row", "_column", "_reason"];
@@ -53,7 +54,7 @@ pub fn map_columns(
         (Some(given), _) => map_given(head, given, existing, data_fields, &mut mapped, &mut faults),
         (None, Some(table)) => map_by_name(head, table, data_fields, &mut mapped, &mut faults),
         (None, None) => {
-            for (field, (name, found)) in head.header.iter().zip(&head.inferred).enumerate().take(data_fields) {
+            for (field, (name, found)) in column_names(head).iter().zip(&head.inferred).enumerate().take(data_fields) {
                 let source = Some(source_of(head, field));
                 let format = found.format.clone();
                 mapped.push(Column { source, format, ..Column::new(name.clone(), found.kind.clone()) }, field, true);
@@ -69,12 +70,25 @@ pub fn map_columns(
     if faults.is_empty() { Ok(mapped) } else { Err(FormatError::mismatch(faults.join("; "))) }
 }
 
+/// The names that a new table's columns get: no two are the same without case, which SQLite would not tell apart.
+fn column_names(head: &Head) -> Vec<String> {
+    unique_names(&head.raw_header, str::to_lowercase)
+}
+
+/// What finds a field: its cell in the header, its name where the cell is empty or another's too, or its place.
 fn source_of(head: &Head, field: usize) -> ColumnSource {
-    if head.format.header_rows > 0 {
-        ColumnSource::Header(head.raw_header[field].clone())
-    } else {
-        ColumnSource::Place(field as u32 + 1)
+    let (cell, name) = (&head.raw_header[field], &head.header[field]);
+    let finds = |source: &&String| !source.trim().is_empty() && find_in_header(head, source) == Some(field);
+    match [cell, name].into_iter().find(finds) {
+        Some(source) if head.format.header_rows > 0 => ColumnSource::Header(source.clone()),
+        _ => ColumnSource::Place(field as u32 + 1),
     }
+}
+
+/// The field that a source names: the first whose cell it is, else the one that has it for its name.
+fn find_in_header(head: &Head, source: &str) -> Option<usize> {
+    let place = |names: &[String], wanted: &str| names.iter().position(|name| name == wanted);
+    place(&head.raw_header, source).or_else(|| place(&head.header, source))
 }
 
 fn list(names: &[String]) -> String {
@@ -124,24 +138,23 @@ fn map_given(
 /// The field that a given column is read from.
 fn find_source(head: &Head, column: &Column, place: usize, data_fields: usize) -> Result<usize, String> {
     let name = &column.name;
-    let in_header = |wanted: &str| head.raw_header.iter().position(|cell| cell == wanted);
     let has_header = head.format.header_rows > 0;
     match &column.source {
         Some(ColumnSource::Header(_)) if !has_header => Err(format!(
             "column '{name}' names a header as its source, but the file has no header; give a place instead"
         )),
-        Some(ColumnSource::Header(source)) => in_header(source)
+        Some(ColumnSource::Header(source)) => find_in_header(head, source)
             .ok_or_else(|| format!("column '{name}': the header has no '{source}'; it has {}", list(&head.raw_header))),
         Some(ColumnSource::Place(source)) => {
-            let field = *source as usize - 1;
-            if field < head.width {
-                Ok(field)
-            } else {
-                Err(format!("column '{name}': the file has {} fields, not {source}", head.width))
-            }
+            let field = (*source as usize).checked_sub(1).filter(|field| *field < head.width);
+            field.ok_or_else(|| format!("column '{name}': the file has {} fields, not {source}", head.width))
         }
         None => {
-            if let Some(other) = in_header(name).filter(|other| has_header && *other != place) {
+            let is_here = head.raw_header.get(place).is_some_and(|cell| name_of(cell) == *name);
+            if has_header
+                && !is_here
+                && let Some(other) = head.raw_header.iter().position(|cell| name_of(cell) == *name)
+            {
                 return Err(format!(
                     "column '{name}' is number {} of the list, but the header holds it at place {}; give it a source",
                     place + 1,
@@ -160,7 +173,7 @@ fn find_source(head: &Head, column: &Column, place: usize, data_fields: usize) -
     }
 }
 
-/// Header names matched to the table's columns: exactly, else without regard to case where that is unambiguous.
+/// Header names matched to the table's columns.
 fn map_by_name(
     head: &Head,
     table: &TableDescription,
@@ -174,12 +187,11 @@ fn map_by_name(
         faults.push(format!("the file has no header and {data_fields} fields, the table {} columns", takes.len()));
         return;
     }
+    let columns = if by_place { takes.into_iter().map(Some).collect() } else { match_names(head, table, data_fields) };
     let mut unknown = Vec::new();
-    for field in 0..data_fields {
-        let name = &head.raw_header[field];
-        let column = if by_place { takes.get(field).copied() } else { find_by_name(table, name) };
+    for (field, column) in columns.into_iter().enumerate().take(data_fields) {
         let Some(column) = column else {
-            unknown.push(name.clone());
+            unknown.push(head.raw_header[field].clone());
             continue;
         };
         let found = &head.inferred[field];
@@ -204,16 +216,36 @@ fn map_by_name(
     }
 }
 
-fn find_by_name<'a>(table: &'a TableDescription, name: &str) -> Option<&'a TableColumn> {
-    if let Some(column) = table.columns.iter().find(|column| column.name == *name) {
-        return Some(column);
+/// The table's column of each field: that of the cell as it stands; of those left, that of the cell as a name, then the only one
+/// that is the same without case, then the one that a new table would have got, so that a file goes again where it went first. A
+/// field whose column another field has keeps it: that is a fault.
+fn match_names<'a>(head: &Head, table: &'a TableDescription, data_fields: usize) -> Vec<Option<&'a TableColumn>> {
+    let made = column_names(head);
+    let exactly = |name: &str| table.columns.iter().find(|column| column.name == name);
+    let without_case = |name: &str| {
+        let lower = name.to_lowercase();
+        let mut alike = table.columns.iter().filter(|column| column.name.to_lowercase() == lower);
+        alike.next().filter(|_| alike.next().is_none())
+    };
+    let cell = |field: usize| head.raw_header[field].as_str();
+    let ways: [&dyn Fn(usize) -> Option<&'a TableColumn>; 4] = [
+        // Of a column whose own name is none that a header cell becomes.
+        &|field| exactly(cell(field)).filter(|column| name_of(&column.name) != column.name),
+        &|field| exactly(&name_of(cell(field))),
+        &|field| without_case(&name_of(cell(field))),
+        &|field| exactly(&made[field]),
+    ];
+    let mut found = vec![None; data_fields];
+    let mut taken = HashSet::new();
+    for way in ways {
+        for (field, place) in found.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
+            *place = way(field).filter(|column| taken.insert(column.name.as_str()));
+        }
     }
-    let lower = name.trim().to_lowercase();
-    let mut alike = table.columns.iter().filter(|column| column.name.to_lowercase() == lower);
-    match (alike.next(), alike.next()) {
-        (Some(column), None) => Some(column),
-        _ => None,
+    for (field, place) in found.iter_mut().enumerate() {
+        *place = place.or_else(|| ways.iter().find_map(|way| way(field)));
     }
+    found
 }
 
 /// What the table needs and refuses.

@@ -52,13 +52,36 @@ pub fn uuid(text: &str) -> Result<[u8; 16], Fault> {
         .map_err(|_| "is no UUID (32 hexadecimal digits, with or without hyphens)")
 }
 
-/// Valid JSON (RFC 8259) that PostgreSQL's `jsonb` holds: no `\u0000`.
+/// Valid JSON (RFC 8259) that PostgreSQL's `jsonb` holds: no `\u0000`, and no half of a surrogate pair.
 ///
 /// # Errors
 /// The fault.
 pub fn json(text: &str) -> Result<(), Fault> {
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|_| "is no JSON")?;
-    if text.contains("\\u0000") { Err("holds \\u0000, which no database text can hold") } else { Ok(()) }
+    let mut rest = text;
+    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
+        let (unit, behind) = escape(&rest[at..]);
+        rest = match unit {
+            Some(0) => return Err("holds \\u0000, which no database text can hold"),
+            Some(0xD800..=0xDBFF) => match escape(behind) {
+                (Some(0xDC00..=0xDFFF), behind) => behind,
+                _ => return Err(HALF_A_PAIR),
+            },
+            Some(0xDC00..=0xDFFF) => return Err(HALF_A_PAIR),
+            _ => behind,
+        };
+    }
+    Ok(())
+}
+
+const HALF_A_PAIR: Fault = "holds half of a surrogate pair, which is no character";
+
+/// The UTF-16 unit of an escape at the start of valid JSON, where it is of that kind, and what is behind it.
+fn escape(json: &str) -> (Option<u16>, &str) {
+    match json.strip_prefix("\\u").and_then(|digits| digits.split_at_checked(4)) {
+        Some((digits, behind)) => (u16::from_str_radix(digits, 16).ok(), behind),
+        None => (None, json.get(2..).unwrap_or_default()),
+    }
 }
 
 /// Any text but NUL, which PostgreSQL cannot hold.
@@ -98,9 +121,29 @@ mod tests {
         assert_eq!(uuid("67e5504410b1426f9247bb680e5fe0c8"), Ok(bytes));
         assert!(uuid("67e55044").is_err());
         assert!(json("{\"a\": [1, null]}").is_ok());
-        for text in ["", "{a: 1}", "1 2", "\"\\u0000\""] {
+        for text in ["", "{a: 1}", "1 2"] {
             assert!(json(text).is_err(), "{text}");
         }
         assert!(text("a\0b").is_err());
+    }
+
+    #[test]
+    fn json_escapes_are_refused_only_where_jsonb_refuses_them() {
+        for text in [
+            r#""\\u0000""#,
+            r#""\\\\u0000""#,
+            r#"{"\\u0000": "C:\\users\\u0000"}"#,
+            r#""\u00e9\ud83d\ude00\n""#,
+            r#""\\ud800""#,
+        ] {
+            assert_eq!(json(text), Ok(()), "{text}");
+        }
+        for text in [r#""\u0000""#, r#""\\\u0000""#, r#"{"a\u0000": 1}"#] {
+            assert!(json(text).unwrap_err().contains("u0000"), "{text}");
+        }
+        for text in [r#""\ud800""#, r#""\udc00""#, r#""\ud83d\ud83d\ude00""#, r#""\uD83D\\uDE00""#, r#""\ud83dude00""#]
+        {
+            assert!(json(text).unwrap_err().contains("surrogate"), "{text}");
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! The header: its records, joined, and the names that come of them.
 
+use std::collections::HashSet;
+
 use longshore_domain::Format;
+use longshore_domain::table::MAX_IDENTIFIER;
 
 use crate::dialect::Dialect;
 use crate::error::FormatError;
@@ -94,23 +97,35 @@ fn join_header(above: Vec<String>, below: Vec<String>) -> Vec<String> {
         .collect()
 }
 
-/// Names that a table can have: `column_3` for an empty one, `a_2` for the second `a`.
-pub(super) fn unique_names(raw: &[String]) -> Vec<String> {
-    let mut taken = std::collections::HashSet::new();
-    let mut names = Vec::with_capacity(raw.len());
-    for (place, cell) in raw.iter().enumerate() {
-        let cell: String = cell.trim().chars().filter(|c| !c.is_control()).collect();
-        let base = if cell.is_empty() { format!("column_{}", place + 1) } else { cut(&cell, 63) };
+/// Names that columns can have, one for each cell. A name that stands in the header stays with the first cell that holds it; the second
+/// `a` is `a_2`, an empty one `column_3`, or with the next number that no other has. `key`: what must not be the same.
+pub(crate) fn unique_names(raw: &[String], key: fn(&str) -> String) -> Vec<String> {
+    let cells: Vec<String> = raw.iter().map(|cell| name_of(cell)).collect();
+    let standing: HashSet<String> = cells.iter().map(|cell| key(cell)).collect();
+    let mut taken = HashSet::new();
+    let mut names = Vec::with_capacity(cells.len());
+    for (place, cell) in cells.into_iter().enumerate() {
+        if !cell.is_empty() && taken.insert(key(&cell)) {
+            names.push(cell);
+            continue;
+        }
+        let base = if cell.is_empty() { format!("column_{}", place + 1) } else { cell };
         let mut name = base.clone();
         let mut n = 2;
-        while !taken.insert(name.clone()) {
+        while standing.contains(&key(&name)) || !taken.insert(key(&name)) {
             let suffix = format!("_{n}");
-            name = cut(&base, 63 - suffix.len()) + &suffix;
+            name = cut(&base, MAX_IDENTIFIER - suffix.len()) + &suffix;
             n += 1;
         }
         names.push(name);
     }
     names
+}
+
+/// A cell as a name: without control characters and the spaces around it, and no longer than a database takes.
+pub(crate) fn name_of(cell: &str) -> String {
+    let visible: String = cell.chars().filter(|letter| !letter.is_control()).collect();
+    cut(visible.trim(), MAX_IDENTIFIER).trim_end().to_owned()
 }
 
 /// The first bytes of a name, at a character's end.

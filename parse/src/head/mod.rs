@@ -6,7 +6,7 @@
 //! - `header`: the names. `lines`: records of a sample.
 
 pub mod encoding;
-mod header;
+pub(crate) mod header;
 mod layout;
 mod lines;
 mod sniff;
@@ -85,7 +85,7 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
     let mut tallies = vec![Tally::default(); width];
     tally(&mut lines, &format, &mut tallies);
     Ok(Head {
-        header: unique_names(&raw_header),
+        header: unique_names(&raw_header, str::to_owned),
         raw_header,
         width,
         data_start: ByteOffset((start + data_at) as u64),
@@ -331,8 +331,8 @@ mod tests {
     #[test]
     fn names_are_unique_and_never_empty() {
         let long = "é".repeat(40);
-        let names = unique_names(&["a", "", "a", "a_2", " b ", &long, &long].map(String::from));
-        assert_eq!(names[..5], ["a", "column_2", "a_2", "a_2_2", "b"]);
+        let names = unique_names(&["a", "", "a", "a_2", " b ", &long, &long].map(String::from), str::to_owned);
+        assert_eq!(names[..5], ["a", "column_2", "a_3", "a_2", "b"]);
         assert!(names[5].len() <= 63 && names[6].len() <= 63 && names[5] != names[6]);
     }
 
@@ -371,6 +371,12 @@ mod tests {
             ("a\x01b\nx, y\x012\n", Format { delimiter: "\x01".into(), ..q.clone() }),
             ("a\x1fb\n1\x1f2\n", Format { delimiter: "\x1f".into(), ..q.clone() }),
             ("a||b||c\n1||2||3\n", Format { delimiter: "||".into(), ..q.clone() }),
+            ("a\t\tb\n1\t\t2\n\t\t3\n", Format { delimiter: "\t\t".into(), ..q.clone() }),
+            ("a\t\tb\n1\t\t2\n3\t4\t5\n", Format { delimiter: "\t".into(), ..q.clone() }),
+            (
+                "a,b\r1,'x\ny'\r2,'z'\r",
+                Format { line_end: LineEnd::Cr, quote: "'".into(), escape: "'".into(), ..q.clone() },
+            ),
             ("a::b\n1::2\n3::4\n", Format { delimiter: "::".into(), ..q.clone() }),
             ("a, b\n1, \"2, 3\"\n", Format { delimiter: ", ".into(), ..q.clone() }),
             ("a; b\n1; 2,5\n", Format { delimiter: "; ".into(), ..q.clone() }),

@@ -82,29 +82,52 @@ pub(super) fn line_end(text: &[u8], given: &GivenFormat) -> LineEnd {
     if let Some(given) = given.line_end {
         return given;
     }
-    let quote = match given.quote.as_deref().map(str::as_bytes) {
-        None => Some(b'"'),
-        Some([quote]) => Some(*quote),
-        Some(_) => None,
+    let ends = match given.quote.as_deref().map(str::as_bytes) {
+        // Line feeds may be what single quotes enclose.
+        None => vec![Ends::outside(text, Some(b'"')), Ends::outside(text, Some(b'\''))],
+        Some([quote]) => vec![Ends::outside(text, Some(*quote))],
+        Some(_) => vec![Ends::outside(text, None)],
     };
-    let (mut feeds, mut pairs, mut returns, mut quoted) = (0, 0, 0, false);
-    for (at, byte) in text.iter().enumerate() {
-        match byte {
-            byte if Some(*byte) == quote => quoted = !quoted,
-            b'\n' if !quoted && at > 0 && text[at - 1] == b'\r' => pairs += 1,
-            b'\n' if !quoted => feeds += 1,
-            // What follows the sample's last byte is not known.
-            b'\r' if !quoted && at + 1 < text.len() && text[at + 1] != b'\n' => returns += 1,
-            _ => {}
-        }
-    }
-    if returns > 0 && feeds + pairs == 0 {
+    if ends.iter().any(|ends| ends.returns > 0 && ends.feeds + ends.pairs == 0) {
         LineEnd::Cr
-    } else if pairs > feeds {
+    } else if ends[0].pairs > ends[0].feeds {
         LineEnd::CrLf
     } else {
         LineEnd::Lf
     }
+}
+
+/// Line ends outside of quotes.
+#[derive(Default)]
+struct Ends {
+    feeds: usize,
+    pairs: usize,
+    returns: usize,
+}
+
+impl Ends {
+    fn outside(text: &[u8], quote: Option<u8>) -> Self {
+        let mut ends = Self::default();
+        let mut quoted = false;
+        let mut before = b'\n';
+        for (at, byte) in text.iter().enumerate() {
+            match byte {
+                // One inside a word opens nothing.
+                byte if Some(*byte) == quote && (quoted || !is_of_a_word(before)) => quoted = !quoted,
+                b'\n' if !quoted && before == b'\r' => ends.pairs += 1,
+                b'\n' if !quoted => ends.feeds += 1,
+                // What follows the sample's last byte is not known.
+                b'\r' if !quoted && text.get(at + 1).is_some_and(|next| *next != b'\n') => ends.returns += 1,
+                _ => {}
+            }
+            before = *byte;
+        }
+        ends
+    }
+}
+
+fn is_of_a_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || !byte.is_ascii()
 }
 
 /// Looks at one text through one dialect after another.
@@ -208,6 +231,7 @@ impl Sniffer<'_> {
     fn with_neighbours(&self, delimiter: &str, format: &Format) -> String {
         let longer = match delimiter {
             "|" => "||",
+            "\t" => "\t\t",
             "," => ", ",
             ";" => "; ",
             other => return other.to_owned(),

@@ -7,11 +7,14 @@ mod corpora;
 mod documented;
 mod every_file;
 mod fuzz_corpus;
+mod headers;
 mod polars;
 mod pollock;
+mod pollock_kinds;
 #[path = "../../../tests/common/pollock.rs"]
 mod pollock_score;
 mod rejects;
+mod sniffing;
 mod support;
 mod sweep;
 mod types;
