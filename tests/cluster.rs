@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use common::api::{assert_failed, assert_succeeded, assert_tiles, id_of, kind_of, read};
 use common::cluster::{Cluster, Options};
-use common::data::{columns, source};
+use common::data::{ODD_HEADER, columns, odd_columns, source};
 use common::process::settings;
 use common::s3::{S3Kind, on_every_s3_server};
 use common::servers::PostgresServer;
@@ -32,6 +32,7 @@ on_every_s3_server!(
     two_imports_into_one_new_table_both_end_in_it,
     a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays,
     past_the_limit_of_rejects_no_chunk_begins,
+    headers_of_all_sorts_make_tables_that_take_their_files_again,
     a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes,
     servers_that_are_down_at_the_start_are_waited_for,
     a_wiped_nats_in_the_middle_of_an_import_loses_nothing,
@@ -340,6 +341,27 @@ async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays(s3: S3
     assert_eq!(cluster.database.one("SELECT name FROM keyed WHERE id = 5").await, "old");
     assert_eq!(cluster.database.one("SELECT count(*) FROM keyed").await, "100");
     cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+async fn headers_of_all_sorts_make_tables_that_take_their_files_again(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { workers: 1, ..Options::on(s3) }).await;
+    let long = "x".repeat(70);
+    let file = format!("{ODD_HEADER},{long},{long}\n1,2,3,4,5,6,7,8,9,10,11,12,13,14\n");
+    for rows in ["1", "2"] {
+        let id = cluster.api.begin(&into("Odd"), file.clone()).await;
+        assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+        assert_succeeded(&cluster.api.done(&id).await);
+        assert_eq!(cluster.database.one("SELECT count(*) FROM \"Odd\"").await, rows);
+    }
+    let sql =
+        "SELECT attname::text FROM pg_attribute WHERE attrelid = '\"Odd\"'::regclass AND attnum > 0 ORDER BY attnum";
+    let names: Vec<String> = cluster.database.rows(sql).await.into_iter().map(|row| row[0].clone().unwrap()).collect();
+    assert_eq!(names, odd_columns());
+    let row = cluster.database.rows("SELECT DISTINCT * FROM \"Odd\"").await;
+    assert_eq!(row.len(), 1, "{row:?}");
+    let cells: Vec<String> = row[0].iter().map(|cell| cell.clone().unwrap()).collect();
+    assert_eq!(cells, (1..=14).map(|cell| cell.to_string()).collect::<Vec<_>>());
     cluster.assert_clean_logs();
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use common::api::{Api, assert_failed, assert_succeeded, assert_tiles, id_of, kind_of};
-use common::data::{HEADER, Row, columns, source};
+use common::data::{HEADER, ODD_HEADER, Row, columns, odd_columns, source};
 use common::process::{Env, Process, run_to_end};
 use common::service::{Service, open, serve, settings_in};
 use common::{free_port, seed, until};
@@ -430,6 +430,23 @@ async fn rejects_are_listed_as_json_and_as_a_file_that_imports_again() {
     assert_succeeded(&import);
     assert_eq!(import["progress"]["rows_loaded"], source.bad.len());
     assert_eq!(loaded(&service, "trips").len(), 600);
+}
+
+#[tokio::test]
+async fn headers_of_all_sorts_make_tables_that_take_their_files_again() {
+    let service = serve(&[]).await;
+    let long = "x".repeat(70);
+    let file = format!("{ODD_HEADER},{long},{long}\n1,2,3,4,5,6,7,8,9,10,11,12,13,14\n");
+    for _ in 0..2 {
+        assert_succeeded(&service.api.import(&json!({"destination": {"table": "Odd"}}), file.clone()).await);
+    }
+    let connection = open(&service.sqlite());
+    let mut statement = connection.prepare("SELECT * FROM \"Odd\"").unwrap();
+    let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    assert_eq!(names, odd_columns());
+    let cells = |row: &rusqlite::Row<'_>| (0..14).map(|place| row.get(place)).collect::<Result<Vec<i64>, _>>();
+    let rows = statement.query_map([], cells).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+    assert_eq!(rows, [(1..=14).collect::<Vec<_>>(), (1..=14).collect()]);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use longshore_domain::{
 };
 use longshore_parse::{
     ChunkInput, ChunkPlanner, Detected, Dialect, Limits, ParsedChunk, PlanStart, PlannedChunk, RejectsCsv, Values,
-    find_records, oversized_reject, parse_chunk, read_head,
+    find_records, oversized_reject, parse_chunk, read_head, scan_blocks,
 };
 
 const DELIMITERS: [&str; 9] = [",", ";", "\t", "::", "||||", " ,", "§", ",:,", "|"];
@@ -18,6 +18,9 @@ const QUOTES: [(&str, &str); 4] = [("\"", "\""), ("\"", "\\"), ("", ""), ("'", "
 const COMMENTS: [Option<&str>; 4] = [None, Some("#"), Some("##"), Some("//")];
 const LINE_ENDS: [LineEnd; 3] = [LineEnd::Lf, LineEnd::CrLf, LineEnd::Cr];
 const LONGEST: [u64; 4] = [1 << 24, 64, 10, 1];
+
+const START: PlanStart =
+    PlanStart { offset: ByteOffset(0), row: RowNumber(1), line: LineNumber(1), chunk_start: ByteOffset(0) };
 
 /// A file and how to read it.
 struct Case<'a> {
@@ -67,12 +70,20 @@ impl<'a> Case<'a> {
     }
 
     fn chunks(&self, size: u64, block: usize) -> Vec<PlannedChunk> {
-        let start =
-            PlanStart { offset: ByteOffset(0), row: RowNumber(1), line: LineNumber(1), chunk_start: ByteOffset(0) };
         let dialect = Dialect::new(&self.plan.format, self.plan.width).expect("looked at before");
-        let mut planner = ChunkPlanner::new(dialect, start, size, self.limits);
+        let mut planner = ChunkPlanner::new(dialect, START, size, self.limits);
         let mut chunks = Vec::new();
         self.text.chunks(block.max(1)).for_each(|block| planner.feed(block, &mut chunks));
+        planner.finish(&mut chunks);
+        chunks
+    }
+
+    fn folded(&self) -> Vec<PlannedChunk> {
+        let dialect = Dialect::new(&self.plan.format, self.plan.width).expect("looked at before");
+        let blocks = scan_blocks(&dialect, self.text, self.chunk_size);
+        let mut planner = ChunkPlanner::new(dialect, START, self.chunk_size, self.limits);
+        let mut chunks = Vec::new();
+        assert!(blocks.iter().all(|block| planner.fold(block, &mut chunks)));
         planner.finish(&mut chunks);
         chunks
     }
@@ -191,6 +202,9 @@ pub fn boundary(input: &[u8]) {
     }
     assert_eq!(end, case.text.len() as u64, "to its end");
     assert_eq!(case.chunks(case.chunk_size, case.block_size), chunks, "blocks of any size");
+    if case.chunk_size <= case.limits.max_record {
+        assert_eq!(case.folded(), chunks, "blocks that were scanned each for itself");
+    }
     let cut = case.read(&chunks);
     case.limits = Limits::default();
     let whole = case.chunks(u64::MAX, case.text.len());

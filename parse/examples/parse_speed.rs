@@ -9,6 +9,7 @@ use longshore_domain::{
 };
 use longshore_parse::{
     ChunkInput, ChunkPlanner, Dialect, Limits, PlanStart, PlannedChunk, detect, map_columns, parse_chunk, read_head,
+    scan_blocks,
 };
 
 fn main() {
@@ -27,6 +28,8 @@ fn main() {
     println!("{}: {} MB; {}", path, text.len() / 1_000_000, types.join(", "));
 
     let chunks = report("planner", &text, || scan(&plan, &text, size));
+    let dialect = Dialect::new(&plan.format, plan.width).unwrap();
+    report("blocks, for all states", &text, || scan_blocks(&dialect, &text, size));
     report("exact reader", &text, || read(&plan, &text, &chunks));
     let names: Vec<String> = plan.fields.iter().map(|field| field.kind.to_string()).collect();
     let all = plan.fields.clone();

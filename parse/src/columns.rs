@@ -7,7 +7,7 @@ use longshore_domain::{Column, ColumnSource, ColumnType, FieldPlan, TableColumn,
 
 use crate::error::FormatError;
 use crate::head::Head;
-use crate::head::header::{name_of, unique_names};
+use crate::head::header::{column_names, name_of};
 
 /// The last three header names of a file of rejects, which are passed over when it is imported again.
 pub const REJECT_COLUMNS: [&str; 3] = ["_row", "_column", "_reason"];
@@ -54,7 +54,9 @@ pub fn map_columns(
         (Some(given), _) => map_given(head, given, existing, data_fields, &mut mapped, &mut faults),
         (None, Some(table)) => map_by_name(head, table, data_fields, &mut mapped, &mut faults),
         (None, None) => {
-            for (field, (name, found)) in column_names(head).iter().zip(&head.inferred).enumerate().take(data_fields) {
+            for (field, (name, found)) in
+                column_names(&head.raw_header).iter().zip(&head.inferred).enumerate().take(data_fields)
+            {
                 let source = Some(source_of(head, field));
                 let format = found.format.clone();
                 mapped.push(Column { source, format, ..Column::new(name.clone(), found.kind.clone()) }, field, true);
@@ -68,11 +70,6 @@ pub fn map_columns(
         faults.push("the file has no column".to_owned());
     }
     if faults.is_empty() { Ok(mapped) } else { Err(FormatError::mismatch(faults.join("; "))) }
-}
-
-/// The names that a new table's columns get: no two are the same without case, which SQLite would not tell apart.
-fn column_names(head: &Head) -> Vec<String> {
-    unique_names(&head.raw_header, str::to_lowercase)
 }
 
 /// What finds a field: its cell in the header, its name where the cell is empty or another's too, or its place.
@@ -220,7 +217,7 @@ fn map_by_name(
 /// that is the same without case, then the one that a new table would have got, so that a file goes again where it went first. A
 /// field whose column another field has keeps it: that is a fault.
 fn match_names<'a>(head: &Head, table: &'a TableDescription, data_fields: usize) -> Vec<Option<&'a TableColumn>> {
-    let made = column_names(head);
+    let made = column_names(&head.raw_header);
     let exactly = |name: &str| table.columns.iter().find(|column| column.name == name);
     let without_case = |name: &str| {
         let lower = name.to_lowercase();

@@ -931,27 +931,32 @@ mod postgres_only {
             .probe
             .run(
                 "CREATE TABLE parents (id bigint PRIMARY KEY); INSERT INTO parents SELECT generate_series(1, 150000); \
-                 CREATE TABLE t (id bigint PRIMARY KEY REFERENCES parents, name text); \
+                 CREATE TABLE t (id bigint PRIMARY KEY REFERENCES parents, name text NOT NULL CHECK (name <> 'bad')); \
                  INSERT INTO t SELECT generate_series(1, 100000), 'old'",
             )
             .await;
         let plan = plan("t", Target::ExistingTable, &ID_NAME);
         let again: Vec<_> = (1..=200_000_i64).chain([150_000]).map(Some).collect();
-        let parsed = chunk(1, vec![int64(&again), text(&vec![Some("new"); 200_001])], 200_001);
+        let mut names = vec![Some("new"); 200_001];
+        (names[100_000], names[100_001]) = (Some("bad"), None);
+        let parsed = chunk(1, vec![int64(&again), text(&names)], 200_001);
         let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
-        assert_eq!(outcome, published(50_000, 150_001));
+        assert_eq!(outcome, published(49_998, 150_003));
         let rejects = stage.rejects(ticket).await;
         let rows: Vec<u64> = rejects.iter().map(|reject| reject.row.0).collect();
-        assert!(rows.iter().copied().eq((1..=100_000).chain(150_001..=200_001)));
+        assert!(rows.iter().copied().eq((1..=100_002).chain(150_001..=200_001)));
         for (row, said) in [
             (0, "\"t_pkey\": Key (id)=(1) already exists. (SQLSTATE 23505)"),
-            (100_000, "\"t_id_fkey\": Key (id)=(150001) is not present in table \"parents\". (SQLSTATE 23503)"),
-            (150_000, "\"t_pkey\": Key (id)=(150000) stands in the file before. (SQLSTATE 23505)"),
+            (100_000, "violates check constraint \"t_name_check\" (SQLSTATE 23514)"),
+            (100_001, "column \"name\" of relation \"t\" violates not-null constraint (SQLSTATE 23502)"),
+            (100_002, "\"t_id_fkey\": Key (id)=(150001) is not present in table \"parents\". (SQLSTATE 23503)"),
+            (150_002, "\"t_pkey\": Key (id)=(150000) stands in the file before. (SQLSTATE 23505)"),
         ] {
             assert!(rejects[row].detail.ends_with(said), "{}", rejects[row].detail);
             assert_eq!(rejects[row].record, record_of(rejects[row].row.0));
         }
-        assert_eq!(stage.probe.rows("SELECT count(*) FROM t WHERE name = 'new'").await, [some(&["50000"])]);
+        assert_eq!(rejects[100_001].column.as_deref(), Some("name"));
+        assert_eq!(stage.probe.rows("SELECT count(*) FROM t WHERE name = 'new'").await, [some(&["49998"])]);
         // With a limit the first ones are listed, and nothing else.
         let limit = longshore_domain::OnError { max_rejects: Some(10) };
         let ids: Vec<_> = (50_000..=60_000_i64).map(Some).collect();
@@ -960,6 +965,7 @@ mod postgres_only {
         assert_eq!(outcome, PublishOutcome::TooManyRejects(11));
         let rows: Vec<u64> = stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect();
         assert_eq!(rows, (1..=11).collect::<Vec<_>>());
+        assert_eq!(stage.destination.abort(ticket).await.unwrap(), Some(FenceState::Aborted));
         stage.assert_clean().await;
     }
 

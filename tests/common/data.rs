@@ -67,3 +67,15 @@ pub fn columns() -> serde_json::Value {
         {"name": "amount", "type": "int64"},
     ])
 }
+
+/// A header of names that need care: reserved words, quotes, spaces, other letters, equal ones, system columns, none. Two of 70
+/// letters `x` belong behind it.
+pub const ODD_HEADER: &str = "select,Order,\"say \"\"hi\"\"\",a b,Id,id,xmin,größe,,a,a,a_2";
+
+/// The columns that it makes.
+pub fn odd_columns() -> Vec<String> {
+    let names =
+        ["select", "Order", "say \"hi\"", "a b", "Id", "id_2", "xmin_2", "größe", "column_9", "a", "a_3", "a_2"];
+    let long = ["x".repeat(63), "x".repeat(61) + "_2"];
+    names.iter().map(|name| (*name).to_owned()).chain(long).collect()
+}

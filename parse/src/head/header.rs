@@ -97,12 +97,26 @@ fn join_header(above: Vec<String>, below: Vec<String>) -> Vec<String> {
         .collect()
 }
 
+/// Columns that every table of PostgreSQL has, so that none of ours may be called so.
+const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
+
+/// The names that a new table's columns get: no two are the same without case, which SQLite would not tell apart, and none is a
+/// system column's.
+pub(crate) fn column_names(raw: &[String]) -> Vec<String> {
+    name_uniquely(raw, str::to_lowercase, &SYSTEM_COLUMNS)
+}
+
+/// Names that tell a file's fields apart.
+pub(super) fn unique_names(raw: &[String]) -> Vec<String> {
+    name_uniquely(raw, str::to_owned, &[])
+}
+
 /// Names that columns can have, one for each cell. A name that stands in the header stays with the first cell that holds it; the second
-/// `a` is `a_2`, an empty one `column_3`, or with the next number that no other has. `key`: what must not be the same.
-pub(crate) fn unique_names(raw: &[String], key: fn(&str) -> String) -> Vec<String> {
+/// `a` is `a_2`, an empty one `column_3`, or with the next number that no other has. `key`: what must not be the same, nor be among `reserved`.
+fn name_uniquely(raw: &[String], key: fn(&str) -> String, reserved: &[&str]) -> Vec<String> {
     let cells: Vec<String> = raw.iter().map(|cell| name_of(cell)).collect();
     let standing: HashSet<String> = cells.iter().map(|cell| key(cell)).collect();
-    let mut taken = HashSet::new();
+    let mut taken: HashSet<String> = reserved.iter().map(|name| (*name).to_owned()).collect();
     let mut names = Vec::with_capacity(cells.len());
     for (place, cell) in cells.into_iter().enumerate() {
         if !cell.is_empty() && taken.insert(key(&cell)) {

@@ -85,7 +85,7 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
     let mut tallies = vec![Tally::default(); width];
     tally(&mut lines, &format, &mut tallies);
     Ok(Head {
-        header: unique_names(&raw_header, str::to_owned),
+        header: unique_names(&raw_header),
         raw_header,
         width,
         data_start: ByteOffset((start + data_at) as u64),
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn names_are_unique_and_never_empty() {
         let long = "é".repeat(40);
-        let names = unique_names(&["a", "", "a", "a_2", " b ", &long, &long].map(String::from), str::to_owned);
+        let names = unique_names(&["a", "", "a", "a_2", " b ", &long, &long].map(String::from));
         assert_eq!(names[..5], ["a", "column_2", "a_3", "a_2", "b"]);
         assert!(names[5].len() <= 63 && names[6].len() <= 63 && names[5] != names[6]);
     }

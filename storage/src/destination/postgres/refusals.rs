@@ -270,7 +270,7 @@ async fn constraints(session: &mut Session, table: i64) -> Result<Vec<Constraint
          SELECT con.conname::text, con.contype::text, \
                 ARRAY(SELECT a.attname::text FROM unnest(con.conkey) WITH ORDINALITY AS k (number, place) \
                       JOIN pg_attribute a ON a.attrelid = con.conrelid AND a.attnum = k.number ORDER BY k.place), \
-                pg_get_expr(con.conbin, con.conrelid), format('%I.%I', n.nspname, r.relname), r.relname::text, \
+                pg_get_expr(con.conbin, con.conrelid), quote_ident(n.nspname) || '.' || quote_ident(r.relname), r.relname::text, \
                 ARRAY(SELECT a.attname::text FROM unnest(con.confkey) WITH ORDINALITY AS k (number, place) \
                       JOIN pg_attribute a ON a.attrelid = con.confrelid AND a.attnum = k.number ORDER BY k.place), \
                 coalesce(con.confrelid = con.conrelid, false), \
@@ -307,9 +307,9 @@ async fn uniques(session: &mut Session, table: i64) -> Result<Vec<Unique>, sqlx:
                   AND pg_get_indexdef(x.indexrelid) NOT LIKE '%NULLS NOT DISTINCT%' \
                   AND NOT EXISTS (SELECT FROM unnest(x.indclass::oid[]) AS o (class) JOIN pg_opclass c ON c.oid = o.class \
                                   WHERE NOT c.opcdefault) \
-                  AND NOT EXISTS (SELECT FROM unnest(x.indkey::int2[], x.indcollation::oid[]) AS k (number, collation) \
+                  AND NOT EXISTS (SELECT FROM unnest(x.indkey::int2[], x.indcollation::oid[]) AS k (number, compared) \
                                   JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = k.number \
-                                  WHERE k.collation <> 0 AND k.collation <> a.attcollation) AS plain \
+                                  WHERE k.compared <> 0 AND k.compared <> a.attcollation) AS plain \
          FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_am m ON m.oid = i.relam \
          WHERE x.indrelid = $1::bigint::oid AND x.indisunique ORDER BY name",
     )
