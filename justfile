@@ -41,6 +41,11 @@ bench:
 bench-publish:
     deploy/servers run -- deploy/bench-publish
 
+# A million rejects: bad cells, and keys that are there already (docs/csv.md)
+bench-rejects:
+    deploy/servers run -- deploy/bench-rejects cell
+    deploy/servers run -- deploy/bench-rejects key
+
 # PostgreSQL, NATS, MinIO and versitygw for a try by hand; `deploy/servers stop DIR` ends them
 servers:
     deploy/servers start
