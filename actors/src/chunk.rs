@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{ByteRange, ImportState, LineNumber, LoadPlan, OnError, Problem, ProblemKind, RowNumber, Tally};
 use longshore_parse::{ChunkInput, ParsedChunk, find_records, oversized_reject, parse_chunk};
@@ -15,9 +14,11 @@ use longshore_storage::database::{ChunkClaim, ImportRecord, NewChunk, RENEW_EVER
 use longshore_storage::destination::{DestinationError, RecordLookup, Ticket, Written};
 use longshore_storage::failure::Failure as _;
 use longshore_storage::objects::ObjectError;
-use longshore_telemetry::{Dependency, JobOutcome, Step, metrics, timed};
+use longshore_telemetry::{JobOutcome, Step, metrics, timed};
 
-use crate::patience::{Gave, patiently};
+use crate::off_thread::off_thread;
+use crate::patience::{Gave, Patience, Tries, patiently};
+use crate::planner::{destination_problem, problem};
 use crate::services::Services;
 
 /// Of a record that is too large, this much is fetched for the reject.
@@ -48,11 +49,11 @@ impl Outcome {
     }
 }
 
-/// Works on a chunk job to its end. `stop` is cancelled when this node waits for it no longer.
-pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Receipt, stop: &CancellationToken) {
+/// Works on a chunk job to its end, or until patience ends: with this node, or with a dependency.
+pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Receipt, patience: &Patience) {
     let begun = Instant::now();
     let _busy = metrics().chunk_worker_busy();
-    let outcome = match try_chunk(services, job, receipt, stop).await {
+    let outcome = match try_chunk(services, job, receipt, patience).await {
         Ok(outcome) => outcome,
         Err(Gave::Stopped) => Outcome::HandBack,
         Err(Gave::Up(problem)) => fail_import(services, job, &problem).await,
@@ -85,11 +86,11 @@ async fn try_chunk(
     services: &Services,
     job: ChunkJob,
     receipt: &dyn Receipt,
-    stop: &CancellationToken,
+    patience: &Patience,
 ) -> Result<Outcome, Gave<Problem>> {
     let database = &services.database;
     let read = || database.import(job.import);
-    let Some(record) = patiently(stop, "read import", read).await.map_err(no_problem)? else {
+    let Some(record) = patiently(patience, "read import", read).await.map_err(no_problem)? else {
         return Ok(Outcome::NotOurs);
     };
     let current = record.epoch == job.epoch
@@ -101,14 +102,15 @@ async fn try_chunk(
         return Ok(Outcome::NotOurs);
     };
     let worker = &services.settings.name;
-    let claim = patiently(stop, "claim chunk", || database.claim_chunk(&job, worker)).await.map_err(no_problem)?;
+    let claim = patiently(patience, "claim chunk", || database.claim_chunk(&job, worker)).await.map_err(no_problem)?;
     let ChunkClaim::Claimed(chunk) = claim else {
         return Ok(Outcome::NotOurs);
     };
     // Cancelled when the claim is lost, or the node stops.
-    let lost = stop.child_token();
+    let lost = patience.child();
     let work = load(services, job, &record, plan, etag, chunk.planned, &lost);
     let outcome = tokio::select! {
+        biased;
         outcome = work => outcome,
         () = keep(services, job, receipt, &lost) => Err(Gave::Stopped),
     };
@@ -126,7 +128,7 @@ async fn try_chunk(
 }
 
 /// Renews claim and message; returns when the claim is lost.
-async fn keep(services: &Services, job: ChunkJob, receipt: &dyn Receipt, lost: &CancellationToken) {
+async fn keep(services: &Services, job: ChunkJob, receipt: &dyn Receipt, lost: &Patience) {
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
         if let Err(error) = receipt.keep().await {
@@ -138,7 +140,7 @@ async fn keep(services: &Services, job: ChunkJob, receipt: &dyn Receipt, lost: &
             Ok(false) => {
                 metrics().chunk_claim_lost();
                 tracing::warn!("the claim of this chunk was lost");
-                lost.cancel();
+                lost.stop();
                 return;
             }
             // The fence decides at the commit, not this clock.
@@ -158,15 +160,15 @@ async fn load(
     plan: &LoadPlan,
     etag: &str,
     chunk: NewChunk,
-    stop: &CancellationToken,
+    patience: &Patience,
 ) -> Result<Outcome, Gave<Problem>> {
-    let fetched = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, stop)).await?;
+    let fetched = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, patience)).await?;
     let Some(bytes) = fetched else { return Ok(Outcome::LookAgain) };
     metrics().bytes_fetched(bytes.len() as u64);
     let shared = Arc::new((plan.clone(), bytes));
     let (parsed, shared) = timed(Step::Parse, parse(shared, chunk.clone())).await?;
     if !parsed.widenings.is_empty() {
-        return match store_widenings(services, job, &parsed, stop).await? {
+        return match store_widenings(services, job, &parsed, patience).await? {
             true => Ok(Outcome::LookAgain),
             false => Ok(Outcome::NotOurs),
         };
@@ -174,28 +176,24 @@ async fn load(
     let ticket = Ticket { import: job.import, attempt: job.attempt, epoch: job.epoch };
     let lookup = ChunkLookup { shared: Arc::clone(&shared), chunk: chunk.clone() };
     let mut parsed = Some(parsed);
+    let mut tries = Tries::new(patience, "write chunk");
     let written = loop {
         let rows = match parsed.take() {
             Some(parsed) => parsed,
             None => timed(Step::Parse, parse(Arc::clone(&shared), chunk.clone())).await?.0,
         };
         let write = services.destination.write_chunk(ticket, job.chunk, plan, rows, &lookup);
-        let written = timed(Step::Write, write).await;
-        if let Err(error) = &written {
-            error.count();
-        }
-        match written {
+        let error = match timed(Step::Write, write).await {
             Ok(written) => break written,
-            Err(DestinationError::Unavailable { reason }) => {
-                metrics().dependency_retry(Dependency::Destination);
-                tracing::warn!(reason, "chunk not written; trying again");
-                pause(stop).await?;
-            }
-            Err(DestinationError::StagingLost { reason }) => {
+            Err(error) => error,
+        };
+        match tries.failed(error).await {
+            Ok(()) => {}
+            Err(Gave::Up(DestinationError::StagingLost { reason })) => {
                 tracing::warn!(reason, "staging is gone");
                 return Ok(Outcome::LookAgain);
             }
-            Err(DestinationError::Refused(problem)) => return Err(Gave::Up(problem)),
+            Err(gave) => return Err(problem(gave, destination_problem)),
         }
     };
     let Written::Committed(tally) = written else {
@@ -204,13 +202,13 @@ async fn load(
         return Ok(Outcome::NotOurs);
     };
     let finish = || services.database.finish_chunk(job.import, job.attempt, job.chunk, tally.rejected);
-    let marked = patiently(stop, "mark chunk done", finish).await.map_err(no_problem)?;
+    let marked = patiently(patience, "mark chunk done", finish).await.map_err(no_problem)?;
     let tally = Tally { bytes: chunk.object_bytes(), chunks: 1, ..tally };
     if marked {
         metrics().chunk_committed(tally);
     }
     if tally.rejected > 0 {
-        check_rejects(services, job, record.request.on_error, stop).await?;
+        check_rejects(services, job, record.request.on_error, patience).await?;
     }
     Ok(Outcome::Finished(tally))
 }
@@ -220,26 +218,18 @@ async fn check_rejects(
     services: &Services,
     job: ChunkJob,
     on_error: OnError,
-    stop: &CancellationToken,
+    patience: &Patience,
 ) -> Result<(), Gave<Problem>> {
     if on_error.max_rejects.is_none() {
         return Ok(());
     }
     let count = || services.database.rejected(job.import, job.attempt);
-    let rejected = patiently(stop, "count rejects", count).await.map_err(no_problem)?;
+    let rejected = patiently(patience, "count rejects", count).await.map_err(no_problem)?;
     if on_error.is_exceeded(rejected) {
         // The owner comes to the same by its own count, should this be lost.
         fail_import(services, job, &on_error.too_many(rejected)).await;
     }
     Ok(())
-}
-
-/// A second between two tries of a write.
-async fn pause(stop: &CancellationToken) -> Result<(), Gave<Problem>> {
-    tokio::select! {
-        () = stop.cancelled() => Err(Gave::Stopped),
-        () = tokio::time::sleep(std::time::Duration::from_secs(1)) => Ok(()),
-    }
 }
 
 /// Where a chunk's bytes are: of the object that was planned, or of its decoded text; of an oversized record the beginning.
@@ -260,13 +250,13 @@ async fn fetch(
     key: &str,
     etag: &str,
     chunk: &NewChunk,
-    stop: &CancellationToken,
+    patience: &Patience,
 ) -> Result<Option<Bytes>, Gave<Problem>> {
     let (key, range, etag) = place_of(chunk, key, etag);
     if range.is_empty() {
         return Ok(Some(Bytes::new()));
     }
-    match patiently(stop, "get chunk", || services.objects.get_range(key, range, etag)).await {
+    match patiently(patience, "get chunk", || services.objects.get_range(key, range, etag)).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(Gave::Stopped) => Err(Gave::Stopped),
         Err(Gave::Up(error)) if chunk.text.is_some() => {
@@ -283,7 +273,11 @@ pub(crate) fn object_problem(error: &ObjectError) -> Problem {
         ObjectError::Missing { .. } | ObjectError::Changed { .. } => ProblemKind::ObjectChanged,
         ObjectError::Unavailable { .. } | ObjectError::Refused { .. } => ProblemKind::Unavailable,
     };
-    Problem::new(kind, format!("{error}; upload it again as a new import"))
+    let what_to_do = match kind {
+        ProblemKind::ObjectChanged => "upload it again as a new import",
+        _ => "retry the import once it answers",
+    };
+    Problem::new(kind, format!("{error}; {what_to_do}"))
 }
 
 /// Parses on a thread of its own.
@@ -291,7 +285,7 @@ async fn parse(
     shared: Arc<(LoadPlan, Bytes)>,
     chunk: NewChunk,
 ) -> Result<(ParsedChunk, Arc<(LoadPlan, Bytes)>), Gave<Problem>> {
-    tokio::task::spawn_blocking(move || {
+    off_thread(move || {
         let (plan, bytes) = &*shared;
         let input = chunk_input(bytes, &chunk);
         let parsed = if chunk.oversized { oversized_reject(plan, input) } else { parse_chunk(plan, input) };
@@ -314,10 +308,10 @@ async fn store_widenings(
     services: &Services,
     job: ChunkJob,
     parsed: &ParsedChunk,
-    stop: &CancellationToken,
+    patience: &Patience,
 ) -> Result<bool, Gave<Problem>> {
     let store = || services.database.widen(job.import, job.attempt, job.epoch, &parsed.widenings);
-    patiently(stop, "store wider types", store).await.map_err(no_problem)
+    patiently(patience, "store wider types", store).await.map_err(no_problem)
 }
 
 /// Stores why the import cannot go on; the owner aborts it.
@@ -351,7 +345,7 @@ struct ChunkLookup {
 impl RecordLookup for ChunkLookup {
     async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
         let (shared, chunk, rows) = (Arc::clone(&self.shared), self.chunk.clone(), rows.to_vec());
-        tokio::task::spawn_blocking(move || find_records(&shared.0, chunk_input(&shared.1, &chunk), &rows))
+        off_thread(move || find_records(&shared.0, chunk_input(&shared.1, &chunk), &rows))
             .await
             .map_err(|error| DestinationError::Unavailable { reason: error.to_string() })
     }

@@ -98,6 +98,7 @@ impl Actor for ImportActor {
 async fn keep_lease(services: Services, record: ImportRecord, stop: CancellationToken) {
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(RENEW_EVERY) => {}
         }

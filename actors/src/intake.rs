@@ -65,6 +65,7 @@ impl Actor for IntakeActor {
 
 async fn pull(services: &Services, stop: &CancellationToken) {
     let pulled = tokio::select! {
+        biased;
         () = stop.cancelled() => return,
         pulled = services.bus.pull_events(EVENTS_AT_ONCE, PULL_WAIT) => pulled,
     };
@@ -100,7 +101,7 @@ async fn consider(services: &Services, event: &StorageEvent) -> bool {
     let Services { database, objects, bus, .. } = services;
     let span = tracing::info_span!("event", import_id = %import);
     trace::join(&span, import);
-    match start_import(database, &**objects, &**bus, import, Trigger::Event).instrument(span).await {
+    match start_import(&**database, &**objects, &**bus, import, Trigger::Event).instrument(span).await {
         Ok(StartOutcome::Started | StartOutcome::NoObject) => true,
         Ok(StartOutcome::Before(state @ (ImportState::Expired | ImportState::Cancelled))) => {
             tracing::warn!(import_id = %import, key, %state, "an object came for an import that had ended; it is left alone");

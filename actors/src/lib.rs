@@ -4,7 +4,7 @@
 //!                      NodeActor (root: makes the others, and makes them anew)
 //!        ┌──────────────┬──────────┴───────────┬───────────────────┐
 //!   IntakeActor     SweepActor          RegistrarActor       ChunkPoolActor
-//!   events ──► start  every 2 s and      import jobs           chunk jobs, as many as workers are free
+//!   events ──► start  every second and     import jobs           chunk jobs, as many as workers are free
 //!   (32 at once)      sweep_interval     (32 owned at most)        │ one permit a worker
 //!                        └── Considered ──►  │                 Factory ─► ChunkWorker × LONGSHORE_WORKERS
 //!                                       ImportActor                    claim ─► get ─► parse ─► write ─► commit ─► ack
@@ -27,6 +27,7 @@ pub mod import;
 pub mod intake;
 mod lookup;
 pub mod node;
+mod off_thread;
 pub mod owner;
 pub mod patience;
 mod planner;

@@ -2,10 +2,11 @@
 //! import's supervisor ([`crate::import`]); every step is one that `docs/protocol.md` names, may run twice, and is found by
 //! the next owner should this one die behind it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
-use futures::StreamExt;
+use futures::stream::{self, Stream, StreamExt};
 use ractor::{Actor, ActorRef};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -13,16 +14,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use longshore_domain::protocol::{Closure, Entry, JobWindow, PlannedChunkFacts, Republish, check_tiling, enter};
-use longshore_domain::{ChunkIndex, ImportState, LoadPlan, Problem, ProblemKind, Progress, RejectReason, Tally};
-use longshore_storage::bus::{ChunkJob, ChunkOutcome};
+use longshore_domain::{
+    ChunkIndex, ImportId, ImportState, LoadPlan, Problem, ProblemKind, Progress, RejectReason, Tally,
+};
+use longshore_storage::bus::{Bus, ChunkJob, ChunkOutcome, ChunkReport};
 use longshore_storage::database::{Change, ImportRecord, NewChunk};
 use longshore_storage::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket};
 use longshore_storage::failure::Failure as _;
-use longshore_telemetry::{AttemptReason, Step as StepName, metrics, timed};
+use longshore_telemetry::{AttemptReason, QueueName, Step as StepName, metrics, timed};
 
 use crate::chunk::object_problem;
 use crate::lookup::ObjectLookup;
-use crate::patience::{Gave, patiently};
+use crate::patience::{Gave, Patience, patiently};
 use crate::planner::{self, destination_problem, problem};
 use crate::scan::{SCAN_AHEAD, Scan, ScanMessage};
 use crate::services::Services;
@@ -71,15 +74,16 @@ type Step<T> = Result<T, Stop>;
 pub struct Owner {
     services: Services,
     record: ImportRecord,
-    /// Cancelled when the lease is lost or the node stops.
-    stop: CancellationToken,
+    /// Ends when the lease is lost or the node stops.
+    patience: Patience,
 }
 
 impl Owner {
     /// The owner of a claimed import; `record` carries its epoch.
     #[must_use]
     pub fn new(services: Services, record: ImportRecord, stop: CancellationToken) -> Self {
-        Self { services, record, stop }
+        let patience = Patience::new(stop, services.settings.patience);
+        Self { services, record, patience }
     }
 
     /// Moves the import on to its end, or until the lease is lost.
@@ -159,7 +163,7 @@ impl Owner {
     async fn raise_fence(&self) -> Step<FenceState> {
         let ticket = self.ticket();
         let destination = &self.services.destination;
-        let raised = patiently(&self.stop, "raise the fence", || destination.raise_fence(ticket)).await;
+        let raised = patiently(&self.patience, "raise the fence", || destination.raise_fence(ticket)).await;
         let raised = raised.map_err(|gave| problem(gave, destination_problem))?;
         raised.ok_or(Stop::Lost)
     }
@@ -168,7 +172,7 @@ impl Owner {
     async fn change(&mut self, change: Change) -> Step<()> {
         let (id, epoch, from) = (self.record.id, self.record.epoch, self.record.state);
         let database = &self.services.database;
-        let changed = patiently(&self.stop, "change the state", || database.change(id, epoch, from, &change)).await;
+        let changed = patiently(&self.patience, "change the state", || database.change(id, epoch, from, &change)).await;
         if changed.map_err(|gave| problem(gave, internal))? {
             tracing::info!(%from, to = %change.to(), "import changed");
             self.record.state = change.to();
@@ -199,7 +203,7 @@ impl Owner {
     async fn reload(&mut self) -> Step<()> {
         let (id, epoch) = (self.record.id, self.record.epoch);
         let database = &self.services.database;
-        let read = patiently(&self.stop, "read the import", || database.import(id)).await;
+        let read = patiently(&self.patience, "read the import", || database.import(id)).await;
         let record = read.map_err(|gave| problem(gave, internal))?;
         self.record = record.filter(|record| record.epoch == epoch).ok_or(Stop::Lost)?;
         Ok(())
@@ -209,10 +213,10 @@ impl Owner {
         if self.record.state == ImportState::Queued {
             self.change(Change::Plan).await?;
         }
-        let plan = timed(StepName::Plan, planner::plan(&self.services, &self.record, &self.stop)).await?;
+        let plan = timed(StepName::Plan, planner::plan(&self.services, &self.record, &self.patience)).await?;
         let (id, epoch) = (self.record.id, self.record.epoch);
         let database = &self.services.database;
-        let stored = patiently(&self.stop, "store the plan", || database.store_plan(id, epoch, &plan)).await;
+        let stored = patiently(&self.patience, "store the plan", || database.store_plan(id, epoch, &plan)).await;
         if !stored.map_err(|gave| problem(gave, internal))? {
             self.reload().await?;
             return if self.record.state == ImportState::Cancelling { Err(Stop::Cancel) } else { Err(Stop::Lost) };
@@ -242,7 +246,7 @@ impl Owner {
     async fn prepare_staging(&self, plan: &LoadPlan) -> Step<()> {
         let ticket = self.ticket();
         let destination = &self.services.destination;
-        match patiently(&self.stop, "prepare staging", || destination.prepare_staging(ticket, plan)).await {
+        match patiently(&self.patience, "prepare staging", || destination.prepare_staging(ticket, plan)).await {
             Ok(true) => Ok(()),
             Ok(false) | Err(Gave::Stopped) => Err(Stop::Lost),
             Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart(AttemptReason::StagingLost)),
@@ -258,7 +262,7 @@ impl Owner {
         let ticket = self.ticket();
         let database = &self.services.database;
         let free = || database.free_chunks(ticket.import, ticket.attempt);
-        patiently(&self.stop, "free chunks", free).await.map_err(|gave| problem(gave, internal))?;
+        patiently(&self.patience, "free chunks", free).await.map_err(|gave| problem(gave, internal))?;
         let mut run = Run::begin(self, plan).await?;
         let ended = run.work(self).await;
         run.end().await;
@@ -273,7 +277,7 @@ impl Owner {
         let mut chunks = Vec::new();
         loop {
             let from = ChunkIndex(chunks.len() as u32);
-            let page = patiently(&self.stop, "read chunks", || database.chunks(id, attempt, from, PAGE)).await;
+            let page = patiently(&self.patience, "read chunks", || database.chunks(id, attempt, from, PAGE)).await;
             let page = page.map_err(|gave| problem(gave, internal))?;
             let last = (page.len() as u64) < PAGE;
             chunks.extend(page);
@@ -314,7 +318,7 @@ impl Owner {
         let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
         let destination = &self.services.destination;
         let publish = || destination.publish(ticket, &plan, planned, on_error, &lookup);
-        match timed(StepName::Publish, patiently(&self.stop, "publish", publish)).await {
+        match timed(StepName::Publish, patiently(&self.patience, "publish", publish)).await {
             Ok(PublishOutcome::Published(published)) => {
                 let refused = published.rows_rejected.saturating_sub(rejected_before);
                 metrics().rows_rejected(RejectReason::ConstraintViolation, refused);
@@ -326,7 +330,8 @@ impl Owner {
             }
             Ok(PublishOutcome::TableAppeared) => Err(Stop::Restart(AttemptReason::TableAppeared)),
             Ok(PublishOutcome::TooManyRejects(rejected)) => {
-                self.count_rejected(rejected).await?;
+                let all = Tally { rows, rejected, bytes: size, chunks: planned.chunks };
+                self.count_refused(all).await?;
                 Err(Stop::Fail(on_error.too_many(rejected)))
             }
             Ok(PublishOutcome::Refused(problem)) => Err(Stop::Fail(problem)),
@@ -336,13 +341,13 @@ impl Owner {
         }
     }
 
-    /// Rows that the destination refused were staged before, and are rejected now.
-    async fn count_rejected(&mut self, rows_rejected: u64) -> Step<()> {
-        self.reload().await?;
-        let progress = Progress { rows_rejected, ..self.record.progress };
+    /// Rows that the destination refused were staged before, and are rejected now. All chunks are committed, whatever of them
+    /// was counted before.
+    async fn count_refused(&self, all: Tally) -> Step<()> {
+        let progress = Progress::of(all.bytes, all.chunks, all);
         let (id, epoch, database) = (self.record.id, self.record.epoch, &self.services.database);
         let store = || database.store_progress(id, epoch, &progress);
-        let stored = patiently(&self.stop, "store the counters", store).await;
+        let stored = patiently(&self.patience, "store the counters", store).await;
         if stored.map_err(|gave| problem(gave, internal))? { Ok(()) } else { Err(Stop::Lost) }
     }
 
@@ -360,7 +365,7 @@ impl Owner {
         if self.record.error.is_none() {
             let database = &self.services.database;
             let store = || database.store_error(import, attempt, epoch, &ImportState::MAY_FAIL, reason);
-            let stored = patiently(&self.stop, "store the reason", store).await;
+            let stored = patiently(&self.patience, "store the reason", store).await;
             if !stored.map_err(|gave| problem(gave, internal))? {
                 self.reload().await?;
                 return if self.record.state == ImportState::Cancelling {
@@ -398,7 +403,7 @@ impl Owner {
     async fn abort(&self) -> Step<bool> {
         let ticket = self.ticket();
         let destination = &self.services.destination;
-        let abort = patiently(&self.stop, "abort", || destination.abort(ticket));
+        let abort = patiently(&self.patience, "abort", || destination.abort(ticket));
         let aborted = timed(StepName::Abort, abort).await;
         match aborted.map_err(|gave| problem(gave, destination_problem))? {
             None => Err(Stop::Lost),
@@ -415,6 +420,9 @@ impl Owner {
     /// A new attempt under the same owner.
     async fn restart(&mut self, reason: AttemptReason) -> Step<bool> {
         self.reload().await?;
+        if self.record.state == ImportState::Cancelling {
+            return self.cancel().await;
+        }
         tracing::warn!(reason = reason.as_str(), attempt = %self.record.attempt, "the import starts a new attempt");
         let widened = self.record.widened.clone();
         match self.change(Change::Restart { widened }).await {
@@ -428,6 +436,31 @@ impl Owner {
     }
 }
 
+/// The reports of an import's workers, over one subscription after the other: hints, for what the database says as well.
+fn listen(bus: Arc<dyn Bus>, import: ImportId) -> impl Stream<Item = ChunkReport> {
+    stream::iter(0_u64..)
+        .then(move |tries| {
+            let bus = Arc::clone(&bus);
+            async move {
+                if tries > 0 {
+                    tokio::time::sleep(TICK).await;
+                }
+                bus.reports(import).await.unwrap_or_else(|error| {
+                    error.count();
+                    tracing::warn!(%error, "no reports to be had; the database is looked at instead");
+                    stream::empty().boxed()
+                })
+            }
+        })
+        .flatten()
+}
+
+/// Whether no chunk job waits on the bus; a bus that does not say so may hold some.
+async fn queue_is_empty(bus: &dyn Bus) -> bool {
+    let depths = bus.depths().await.unwrap_or_default();
+    depths.iter().any(|depth| depth.queue == QueueName::Chunks && depth.waiting == 0)
+}
+
 /// A control database that holds what cannot be read.
 pub(crate) fn internal(error: longshore_storage::database::DatabaseError) -> Problem {
     Problem::new(ProblemKind::Internal, error.to_string())
@@ -436,7 +469,7 @@ pub(crate) fn internal(error: longshore_storage::database::DatabaseError) -> Pro
 /// The running phase: chunks found, handed out, committed.
 struct Run {
     scan: mpsc::Receiver<ScanMessage>,
-    scan_stop: CancellationToken,
+    scan_patience: Patience,
     scan_done: bool,
     window: JobWindow,
     status: ActorRef<StatusMessage>,
@@ -450,7 +483,7 @@ impl Run {
         let chunks = owner.chunks().await?;
         let (id, attempt) = (owner.record.id, owner.record.attempt);
         let destination = &owner.services.destination;
-        let ledger = patiently(&owner.stop, "read the ledger", || destination.ledger(id, attempt)).await;
+        let ledger = patiently(&owner.patience, "read the ledger", || destination.ledger(id, attempt)).await;
         let ledger = ledger.map_err(|gave| problem(gave, destination_problem))?;
 
         let mut window = JobWindow::new(WINDOW);
@@ -464,7 +497,7 @@ impl Run {
             if chunk.state != longshore_domain::ChunkState::Done {
                 let database = &owner.services.database;
                 let finish = || database.finish_chunk(id, attempt, row.chunk, row.rejected);
-                let marked = patiently(&owner.stop, "mark chunk done", finish).await;
+                let marked = patiently(&owner.patience, "mark chunk done", finish).await;
                 if marked.map_err(|gave| problem(gave, internal))? {
                     metrics().chunk_committed(tally);
                 }
@@ -482,7 +515,7 @@ impl Run {
         })?;
 
         let (out, scan) = mpsc::channel(SCAN_AHEAD);
-        let scan_stop = owner.stop.child_token();
+        let scan_patience = owner.patience.child();
         let scan_done = owner.record.scan_done;
         if !scan_done {
             let (key, etag, size) = planner::source(&owner.record)?;
@@ -496,44 +529,33 @@ impl Run {
                 counted: chunks.iter().map(|chunk| chunk.planned.object_bytes()).sum(),
                 ticket: owner.ticket(),
             };
-            tokio::spawn(scan.run(owner.services.clone(), out, scan_stop.clone()).in_current_span());
+            tokio::spawn(scan.run(owner.services.clone(), out, scan_patience.clone()).in_current_span());
         }
         let chunks_total = chunks.len() as u64;
-        Ok(Self { scan, scan_stop, scan_done, window, status, chunks_total, rejected: done.rejected })
+        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected: done.rejected })
     }
 
     /// Until every chunk is committed.
     async fn work(&mut self, owner: &mut Owner) -> Step<()> {
-        let mut reports = match owner.services.bus.reports(owner.record.id).await {
-            Ok(reports) => reports,
-            Err(error) => {
-                error.count();
-                tracing::warn!(%error, "no reports to be had; the database is looked at instead");
-                futures::stream::pending().boxed()
-            }
-        };
+        let mut reports = std::pin::pin!(listen(Arc::clone(&owner.services.bus), owner.record.id));
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.hand_out(owner).await?;
         while !(self.scan_done && self.window.open() == 0) {
+            // In this order, so that a scan that runs ahead does not keep reports waiting.
             tokio::select! {
-                () = owner.stop.cancelled() => return Err(Stop::Lost),
-                Some(message) = self.scan.recv(), if !self.scan_done => self.scanned(owner, message).await?,
+                biased;
+                () = owner.patience.stopped() => return Err(Stop::Lost),
+                _ = tick.tick() => self.look(owner).await?,
                 Some(report) = reports.next() => match report.outcome {
                     _ if report.job.attempt != owner.record.attempt => {}
                     ChunkOutcome::Finished(tally) => self.finished(owner, report.job.chunk, tally)?,
                     ChunkOutcome::Changed => {
                         self.look(owner).await?;
-                        // What the worker saw may be in the destination: staging that somebody dropped.
-                        let plan = owner.load_plan()?;
-                        owner.prepare_staging(&plan).await?;
-                        // Or in the storage: decoded text that is gone.
-                        if plan.format.is_decoded() {
-                            self.check_text(owner).await?;
-                        }
+                        self.check_staged(owner).await?;
                     }
                 },
-                _ = tick.tick() => self.look(owner).await?,
+                Some(message) = self.scan.recv(), if !self.scan_done => self.scanned(owner, message).await?,
             }
             self.hand_out(owner).await?;
         }
@@ -571,7 +593,7 @@ impl Run {
         let ticket = owner.ticket();
         let database = &owner.services.database;
         let store = || database.store_chunks(ticket.import, ticket.attempt, ticket.epoch, chunks, end);
-        let stored = patiently(&owner.stop, "store chunks", store).await;
+        let stored = patiently(&owner.patience, "store chunks", store).await;
         if stored.map_err(|gave| problem(gave, internal))? {
             owner.record.scan_done = end;
             return Ok(());
@@ -637,7 +659,7 @@ impl Run {
         let id = owner.record.id;
         let database = &owner.services.database;
         let open = || database.open_chunks(id, attempt, lowest, 4 * WINDOW as u64);
-        let open = patiently(&owner.stop, "look at chunks", open).await.map_err(|gave| problem(gave, internal))?;
+        let open = patiently(&owner.patience, "look at chunks", open).await.map_err(|gave| problem(gave, internal))?;
         if let Some(poison) = open.iter().find(|chunk| chunk.claims >= CLAIMS_AT_MOST && !chunk.held) {
             let detail = format!(
                 "chunk {} was tried {} times and every worker that took it ended; the workers' logs say more",
@@ -647,13 +669,28 @@ impl Run {
         }
         let known = |chunk: ChunkIndex| open.iter().find(|open| open.chunk == chunk);
         self.collect_done(owner, lowest, |chunk| known(chunk).is_none()).await?;
-        let again = self.window.tick(|chunk| match known(chunk) {
+        let queue_is_empty = self.window.waits_long() && queue_is_empty(&*owner.services.bus).await;
+        let again = self.window.tick(queue_is_empty, |chunk| match known(chunk) {
             Some(open) if open.held => Republish::Held,
             Some(open) if open.claimed => Republish::Orphaned,
             _ => Republish::Unclaimed,
         });
+        if !again.is_empty() {
+            // Lost jobs are one reason why nobody has these chunks; another may be that whoever takes them cannot write.
+            self.check_staged(owner).await?;
+        }
         metrics().chunk_jobs_republished(again.len());
         self.publish_jobs(owner, again).await;
+        Ok(())
+    }
+
+    /// Whether what was done so far is still there: staging that somebody dropped, decoded text that is gone.
+    async fn check_staged(&self, owner: &mut Owner) -> Step<()> {
+        let plan = owner.load_plan()?;
+        owner.prepare_staging(&plan).await?;
+        if plan.format.is_decoded() {
+            self.check_text(owner).await?;
+        }
         Ok(())
     }
 
@@ -663,13 +700,13 @@ impl Run {
         let Some(lowest) = self.window.lowest_open() else { return Ok(()) };
         let database = &owner.services.database;
         let read = || database.chunks(id, attempt, lowest, 4 * WINDOW as u64);
-        let chunks = patiently(&owner.stop, "read chunks", read).await.map_err(|gave| problem(gave, internal))?;
+        let chunks = patiently(&owner.patience, "read chunks", read).await.map_err(|gave| problem(gave, internal))?;
         let open = chunks.into_iter().filter(|chunk| chunk.state != longshore_domain::ChunkState::Done);
         let mut parts: Vec<_> = open.filter_map(|chunk| chunk.planned.text).map(|text| (text.key, text.etag)).collect();
         parts.dedup();
         for (key, etag) in parts {
             let objects = &owner.services.objects;
-            let head = patiently(&owner.stop, "look at decoded text", || objects.head(&key)).await;
+            let head = patiently(&owner.patience, "look at decoded text", || objects.head(&key)).await;
             let head = head.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
             if head.is_none_or(|head| head.etag != etag) {
                 return Err(Stop::Restart(AttemptReason::StagingLost));
@@ -691,7 +728,7 @@ impl Run {
         let database = &owner.services.database;
         let count = u64::from(last.0 - lowest.0) + 1;
         let read = || database.chunks(id, attempt, lowest, count);
-        let chunks = patiently(&owner.stop, "read chunks", read).await.map_err(|gave| problem(gave, internal))?;
+        let chunks = patiently(&owner.patience, "read chunks", read).await.map_err(|gave| problem(gave, internal))?;
         for chunk in chunks.iter().filter(|chunk| chunk.state == longshore_domain::ChunkState::Done) {
             let tally = Tally {
                 rows: chunk.planned.rows,
@@ -712,7 +749,7 @@ impl Run {
 
     /// Persists the last counters and ends scan and status.
     async fn end(self) {
-        self.scan_stop.cancel();
+        self.scan_patience.stop();
         if let Err(error) = ractor::call_t!(self.status, StatusMessage::Flush, FLUSH_PATIENCE_MS) {
             tracing::warn!(%error, "the last counters were not persisted");
         }

@@ -1,8 +1,10 @@
-//! Patience: what a dependency that is away costs is time, never an import.
+//! Patience: what a dependency that is away costs is time, and an import only where it is away for longer than is stated
+//! ([`crate::services::NodeSettings::patience`]).
 
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use longshore_storage::bus::BusError;
@@ -23,6 +25,12 @@ const WARN_EVERY: u32 = 5;
 pub trait Transient: Failure {
     /// Whether it may.
     fn is_transient(&self) -> bool;
+
+    /// Whether an import fails once its dependency was away for too long. Without the control database nothing could be
+    /// said of it, and what the bus does not carry is found without it: these two are waited for without end.
+    fn fails_imports(&self) -> bool {
+        false
+    }
 }
 
 impl Transient for DatabaseError {
@@ -35,12 +43,20 @@ impl Transient for DestinationError {
     fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
+
+    fn fails_imports(&self) -> bool {
+        true
+    }
 }
 
 impl Transient for ObjectError {
     /// A refusal is the operator's to mend (credentials, rights), not the file's fault: it is waited for as well.
     fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Refused { .. })
+    }
+
+    fn fails_imports(&self) -> bool {
+        true
     }
 }
 
@@ -55,16 +71,96 @@ impl Transient for BusError {
 pub enum Gave<E> {
     /// It was told to stop: the lease is lost, or the node shuts down.
     Stopped,
-    /// Trying again would not help.
+    /// Trying again would not help, or was tried for long enough.
     Up(E),
 }
 
-/// Calls until it succeeds, fails for good, or `stop` is cancelled.
+/// How long to try, and what ends that early.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    stop: CancellationToken,
+    limit: Duration,
+}
+
+impl Patience {
+    /// Until `stop` is cancelled; a dependency that can fail an import ([`Transient::fails_imports`]) for `limit` at most.
+    #[must_use]
+    pub fn new(stop: CancellationToken, limit: Duration) -> Self {
+        Self { stop, limit }
+    }
+
+    /// One that ends with this one, and can be ended before.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self { stop: self.stop.child_token(), limit: self.limit }
+    }
+
+    /// Ends it.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until it was ended.
+    pub async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+}
+
+/// The failed tries of one call.
+pub struct Tries<'a> {
+    patience: &'a Patience,
+    what: &'static str,
+    failed: u32,
+    pause: Duration,
+    /// When the first of them failed.
+    since: Option<Instant>,
+}
+
+impl<'a> Tries<'a> {
+    /// None failed so far.
+    #[must_use]
+    pub fn new(patience: &'a Patience, what: &'static str) -> Self {
+        Self { patience, what, failed: 0, pause: FIRST_PAUSE, since: None }
+    }
+
+    /// A try failed: waits before the next one.
+    ///
+    /// # Errors
+    /// [`Gave`] where there is to be no other.
+    pub async fn failed<E: Transient + std::fmt::Display>(&mut self, error: E) -> Result<(), Gave<E>> {
+        let what = self.what;
+        error.count();
+        if !error.is_transient() {
+            return Err(Gave::Up(error));
+        }
+        metrics().dependency_retry(error.dependency());
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if error.fails_imports() && since.elapsed() >= self.patience.limit {
+            tracing::error!(what, tries = self.failed, %error, "given up");
+            return Err(Gave::Up(error));
+        }
+        self.failed += 1;
+        if self.failed % WARN_EVERY == 0 {
+            tracing::warn!(what, tries = self.failed, %error, "still trying");
+        } else {
+            tracing::debug!(what, tries = self.failed, %error, "trying again");
+        }
+        tokio::select! {
+            biased;
+            () = self.patience.stopped() => return Err(Gave::Stopped),
+            () = tokio::time::sleep(jittered(self.pause)) => {}
+        }
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+/// Calls until it succeeds, fails for good, or patience ends.
 ///
 /// # Errors
 /// [`Gave`]
 pub async fn patiently<T, E, F>(
-    stop: &CancellationToken,
+    patience: &Patience,
     what: &'static str,
     mut call: impl FnMut() -> F,
 ) -> Result<T, Gave<E>>
@@ -72,50 +168,63 @@ where
     F: Future<Output = Result<T, E>>,
     E: Transient + std::fmt::Display,
 {
-    let mut pause = FIRST_PAUSE;
-    for tries in 1_u32.. {
+    let mut tries = Tries::new(patience, what);
+    loop {
         let result = tokio::select! {
             biased;
-            () = stop.cancelled() => return Err(Gave::Stopped),
+            () = patience.stopped() => return Err(Gave::Stopped),
             result = call() => result,
         };
-        let error = match result {
+        match result {
             Ok(value) => return Ok(value),
-            Err(error) => error,
-        };
-        error.count();
-        if !error.is_transient() {
-            return Err(Gave::Up(error));
+            Err(error) => tries.failed(error).await?,
         }
-        metrics().dependency_retry(error.dependency());
-        if tries % WARN_EVERY == 0 {
-            tracing::warn!(what, tries, %error, "still trying");
-        } else {
-            tracing::debug!(what, tries, %error, "trying again");
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Err(Gave::Stopped),
-            () = tokio::time::sleep(jittered(pause)) => {}
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
-    Err(Gave::Stopped)
 }
 
 /// Between a half and the whole, so that nodes that lost one server do not come back in step.
 fn jittered(pause: Duration) -> Duration {
-    let random = uuid::Uuid::now_v7().as_bytes()[15];
-    pause / 2 + pause * u32::from(random) / 510
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn patience() -> Patience {
+        Patience::new(CancellationToken::new(), Duration::from_secs(900))
+    }
+
+    fn away() -> ObjectError {
+        ObjectError::Unavailable { endpoint: "here".into(), reason: "away".into() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_storage_that_is_away_for_too_long_is_given_up() {
+        let begun = Instant::now();
+        let result: Result<(), _> = patiently(&patience(), "test", || async { Err(away()) }).await;
+        assert!(matches!(result, Err(Gave::Up(ObjectError::Unavailable { .. }))));
+        let waited = begun.elapsed();
+        assert!(waited >= Duration::from_secs(900) && waited < Duration::from_secs(904), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bus_is_waited_for_without_end() {
+        let begun = Instant::now();
+        let result: Result<(), _> = patiently(&patience(), "test", || async {
+            if begun.elapsed() > Duration::from_secs(3600) {
+                return Ok(());
+            }
+            Err(BusError { endpoint: "here".into(), reason: "away".into() })
+        })
+        .await;
+        assert!(result.is_ok());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_dependency_that_is_away_costs_time_only() {
         let mut left = 7;
-        let result: Result<_, Gave<BusError>> = patiently(&CancellationToken::new(), "test", || {
+        let result: Result<_, Gave<BusError>> = patiently(&patience(), "test", || {
             left -= 1;
             let answer =
                 if left == 0 { Ok(5) } else { Err(BusError { endpoint: "here".into(), reason: "away".into() }) };
@@ -128,7 +237,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_cannot_be_mended_is_not_tried_again() {
         let mut tries = 0;
-        let result: Result<(), _> = patiently(&CancellationToken::new(), "test", || {
+        let result: Result<(), _> = patiently(&patience(), "test", || {
             tries += 1;
             async { Err(ObjectError::Changed { key: "k".into() }) }
         })
@@ -141,7 +250,8 @@ mod tests {
     async fn a_stop_ends_the_wait() {
         let stop = CancellationToken::new();
         stop.cancel();
-        let result: Result<(), Gave<BusError>> = patiently(&stop, "test", std::future::pending).await;
+        let result: Result<(), Gave<BusError>> =
+            patiently(&Patience::new(stop, Duration::MAX), "test", std::future::pending).await;
         assert!(matches!(result, Err(Gave::Stopped)));
     }
 }

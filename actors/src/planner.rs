@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{
     ByteRange, ColumnType, Compression, Encoding, EncodingErrors, GivenFormat, LoadPlan, Notation, Problem,
@@ -19,7 +18,8 @@ use longshore_storage::objects::text::{Decoding, TextReader};
 use longshore_telemetry::metrics;
 
 use crate::chunk::object_problem;
-use crate::patience::{Gave, patiently};
+use crate::off_thread::off_thread;
+use crate::patience::{Gave, Patience, patiently};
 use crate::services::Services;
 
 /// This much of the object is looked at, in bytes.
@@ -45,13 +45,9 @@ pub fn chunk_size(given: Option<u64>, file: u64) -> u64 {
 ///
 /// # Errors
 /// [`Gave::Up`] with the problem that fails the import.
-pub async fn plan(
-    services: &Services,
-    record: &ImportRecord,
-    stop: &CancellationToken,
-) -> Result<LoadPlan, Gave<Problem>> {
+pub async fn plan(services: &Services, record: &ImportRecord, patience: &Patience) -> Result<LoadPlan, Gave<Problem>> {
     let (key, etag, size) = source(record)?;
-    let head = patiently(stop, "look at the object", || services.objects.head(key)).await;
+    let head = patiently(patience, "look at the object", || services.objects.head(key)).await;
     let head = head.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
     if head.is_none_or(|head| head.etag != etag || head.size != size) {
         let detail =
@@ -71,7 +67,7 @@ pub async fn plan(
         return Err(Gave::Up(Problem::new(ProblemKind::EmptyFile, detail)));
     }
     let range = ByteRange::new(0, size.min(SAMPLE));
-    let sample = patiently(stop, "read the sample", || services.objects.get_range(key, range, etag)).await;
+    let sample = patiently(patience, "read the sample", || services.objects.get_range(key, range, etag)).await;
     let sample = sample.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
     metrics().bytes_fetched(sample.len() as u64);
 
@@ -79,10 +75,10 @@ pub async fn plan(
     let mut head = look(sample, size <= SAMPLE, &request.format).await?;
 
     let table = &request.destination.table;
-    let existing = patiently(stop, "describe the destination", || services.destination.describe(table)).await;
+    let existing = patiently(patience, "describe the destination", || services.destination.describe(table)).await;
     let existing = existing.map_err(|gave| problem(gave, destination_problem))?;
     if existing.is_none() && request.columns.is_none() && !head.format.is_decoded() && size > SAMPLE {
-        head = look_further(services, record, head, stop).await?;
+        head = look_further(services, record, head, patience).await?;
     }
     let mapped = map_columns(&head, request.columns.as_deref(), existing.as_ref())
         .map_err(|error| Gave::Up(format_problem(&error)))?;
@@ -107,18 +103,18 @@ async fn look_further(
     services: &Services,
     record: &ImportRecord,
     mut head: Head,
-    stop: &CancellationToken,
+    patience: &Patience,
 ) -> Result<Head, Gave<Problem>> {
     let (key, etag, size) = source(record)?;
     let samples = (1..=SAMPLES).map(async |place| {
         let end = size - (size - SAMPLE) / SAMPLES * (SAMPLES - place);
         let range = ByteRange::new(end - SAMPLE_FURTHER, end);
-        patiently(stop, "read a sample", || services.objects.get_range(key, range, etag)).await
+        patiently(patience, "read a sample", || services.objects.get_range(key, range, etag)).await
     });
     let samples = futures::future::try_join_all(samples).await;
     let samples = samples.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
     metrics().bytes_fetched(SAMPLES * SAMPLE_FURTHER);
-    off_thread(move || {
+    read_off_thread(move || {
         for sample in &samples {
             infer_from_middle(&mut head, sample).map_err(|error| format_problem(&error))?;
         }
@@ -128,12 +124,11 @@ async fn look_further(
 }
 
 /// Reads bytes on a thread of its own.
-async fn off_thread<T: Send + 'static>(
+async fn read_off_thread<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Gave<Problem>> {
-    let read = tokio::task::spawn_blocking(read).await;
-    read.map_err(|error| Gave::Up(Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"))))?
-        .map_err(Gave::Up)
+    let failed = |error| Problem::new(ProblemKind::Internal, format!("reading the head failed: {error}"));
+    off_thread(read).await.map_err(failed).flatten().map_err(Gave::Up)
 }
 
 /// What the file is, from its first bytes; `whole`: they are all of it.
@@ -145,7 +140,7 @@ async fn look(sample: Bytes, whole: bool, given: &GivenFormat) -> Result<Head, G
         _ => unpack(sample, whole, compression).await?,
     };
     let given = given.clone();
-    off_thread(move || {
+    read_off_thread(move || {
         let detected = detect(&unpacked, whole, compression, &given).map_err(unsupported)?;
         let text = match detected.encoding {
             Encoding::Utf8 => unpacked,
@@ -218,6 +213,10 @@ fn format_problem(error: &FormatError) -> Problem {
 pub(crate) fn destination_problem(error: DestinationError) -> Problem {
     match error {
         DestinationError::Refused(problem) => problem,
+        error @ DestinationError::Unavailable { .. } => {
+            let detail = format!("{error}; retry the import once it answers");
+            Problem::new(ProblemKind::Unavailable, detail)
+        }
         other => Problem::new(ProblemKind::DestinationMismatch, other.to_string()),
     }
 }

@@ -20,6 +20,7 @@ use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{metrics, trace};
 
 use crate::chunk::work_on_chunk;
+use crate::patience::Patience;
 use crate::services::{Running, Services};
 
 /// How long a pull waits for a job.
@@ -64,7 +65,8 @@ impl Worker for ChunkWorker {
             tracing::info_span!("chunk", import_id = %msg.job.import, chunk = msg.job.chunk.0, epoch = msg.job.epoch.0);
         trace::join(&span, msg.job.import);
         let Running { tasks, abandon } = &services.running;
-        tasks.track_future(work_on_chunk(services, msg.job, &*msg.receipt, abandon).instrument(span)).await;
+        let patience = Patience::new(abandon.clone(), services.settings.patience);
+        tasks.track_future(work_on_chunk(services, msg.job, &*msg.receipt, &patience).instrument(span)).await;
         Ok(key)
     }
 }
@@ -156,6 +158,7 @@ impl ChunkPoolState {
     /// Waits for a free worker, then for jobs, at most as many as workers are free.
     async fn pull(&self) -> Result<(), ActorProcessingErr> {
         let first = tokio::select! {
+            biased;
             () = self.stop.cancelled() => return Ok(()),
             permit = Arc::clone(&self.capacity).acquire_owned() => permit?,
         };
@@ -164,6 +167,7 @@ impl ChunkPoolState {
             permits.push(permit);
         }
         let pulled = tokio::select! {
+            biased;
             () = self.stop.cancelled() => return Ok(()),
             pulled = self.services.bus.pull_chunks(permits.len(), PULL_WAIT) => pulled,
         };

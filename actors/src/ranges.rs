@@ -15,15 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use longshore_domain::{ByteRange, ChunkIndex, LoadPlan, Problem, ProblemKind};
-use longshore_parse::{ChunkPlanner, Dialect, MACHINE, ScannedBlock, scan_blocks};
+use longshore_parse::{ChunkPlanner, Dialect, Limits, MACHINE, ScannedBlock, scan_blocks};
 use longshore_storage::bus::{ScanCall, ScanJob};
 use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{Step, metrics, timed, trace};
 
 use crate::chunk::object_problem;
-use crate::patience::{Gave, patiently};
+use crate::off_thread::off_thread;
+use crate::patience::{Gave, Patience, patiently};
 use crate::planner::problem;
-use crate::scan::{Scan, ScanMessage, number};
+use crate::scan::{Scan, ScanMessage, tell};
 use crate::services::Services;
 
 /// A file of so many chunks is large: with chunks of 8 MiB, one of 1 GiB.
@@ -115,7 +116,7 @@ async fn scan_for_owner(services: &Services, job: ScanJob) -> Result<Vec<Scanned
     if job.machine != MACHINE {
         return Err(format!("the owner's version wants machine {}, this one is {MACHINE}", job.machine));
     }
-    if job.range.len() > range_size(job.block) || job.block == 0 {
+    if job.block == 0 || job.block > Limits::default().max_record || job.range.len() > range_size(job.block) {
         return Err(format!("a range of {} bytes in blocks of {}", job.range.len(), job.block));
     }
     let record = services.database.import(job.import).await.map_err(|error| error.to_string())?;
@@ -135,7 +136,7 @@ fn range_size(block: u64) -> u64 {
 /// Scans on a thread of its own.
 async fn scan(plan: &LoadPlan, bytes: Bytes, block: u64) -> Result<Vec<ScannedBlock>, Problem> {
     let dialect = dialect(plan)?;
-    tokio::task::spawn_blocking(move || scan_blocks(&dialect, &bytes, block))
+    off_thread(move || scan_blocks(&dialect, &bytes, block))
         .await
         .map_err(|error| Problem::new(ProblemKind::Internal, format!("scanning a range failed: {error}")))
 }
@@ -149,14 +150,14 @@ pub(crate) fn dialect(plan: &LoadPlan) -> Result<Dialect, Problem> {
 pub(crate) struct Ranges<'a> {
     scan: &'a Scan,
     services: &'a Services,
-    stop: &'a CancellationToken,
+    patience: &'a Patience,
     /// Held while a range is scanned here.
     alone: Semaphore,
 }
 
 impl<'a> Ranges<'a> {
-    pub(crate) fn new(scan: &'a Scan, services: &'a Services, stop: &'a CancellationToken) -> Self {
-        Self { scan, services, stop, alone: Semaphore::new(services.settings.workers.get()) }
+    pub(crate) fn new(scan: &'a Scan, services: &'a Services, patience: &'a Patience) -> Self {
+        Self { scan, services, patience, alone: Semaphore::new(services.settings.workers.get()) }
     }
 
     /// Scans as far as others help: where the file is not large, or nobody is there, the planner stays where it is.
@@ -168,7 +169,8 @@ impl<'a> Ranges<'a> {
     ) -> Result<(), Gave<Problem>> {
         let (block, size) = (self.scan.chunk_size, self.scan.size);
         let from = planner.offset().0;
-        let large = planner.folds() && size.saturating_sub(from) / block >= LARGE;
+        let fits = block <= Limits::default().max_record;
+        let large = fits && planner.folds() && size.saturating_sub(from) / block >= LARGE;
         if !large {
             return Ok(());
         }
@@ -187,26 +189,20 @@ impl<'a> Ranges<'a> {
                 break;
             };
             let folded = blocks.iter().all(|block| planner.fold(block, &mut found));
-            if !found.is_empty() {
-                let chunks = number(&mut found, next);
-                out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)?;
-            }
+            tell(&mut found, next, out).await?;
             if !folded {
                 tracing::warn!(offset = planner.offset().0, "a scanned block does not fit; scanning alone from here");
                 break;
             }
         }
         // What the first bytes gave, where nothing came behind them.
-        if !found.is_empty() {
-            let chunks = number(&mut found, next);
-            out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)?;
-        }
-        Ok(())
+        tell(&mut found, next, out).await
     }
 
     async fn read(&self, range: ByteRange) -> Result<Bytes, Gave<Problem>> {
         let Scan { key, etag, .. } = self.scan;
-        let read = patiently(self.stop, "scan the object", || self.services.objects.get_range(key, range, etag)).await;
+        let read =
+            patiently(self.patience, "scan the object", || self.services.objects.get_range(key, range, etag)).await;
         let bytes = read.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
         metrics().bytes_fetched(bytes.len() as u64);
         Ok(bytes)
@@ -217,7 +213,8 @@ impl<'a> Ranges<'a> {
         let (ticket, block) = (self.scan.ticket, self.scan.chunk_size);
         let job = ScanJob { import: ticket.import, attempt: ticket.attempt, range, block, machine: MACHINE };
         let asked = tokio::select! {
-            () = self.stop.cancelled() => return Err(Gave::Stopped),
+            biased;
+            () = self.patience.stopped() => return Err(Gave::Stopped),
             asked = self.services.bus.ask_scan(&job, ANSWER_PATIENCE) => asked,
         };
         match asked {

@@ -142,6 +142,7 @@ async fn pull_jobs(
 ) {
     loop {
         let pulled = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             pulled = async {
                 // The sender lives as long as the actor that this task serves.

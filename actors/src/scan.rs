@@ -5,7 +5,6 @@
 use bytes::Bytes;
 use futures::TryStreamExt;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{ByteOffset, ChunkIndex, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
 use longshore_parse::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
@@ -16,7 +15,7 @@ use longshore_storage::objects::text::{Decoding, TextError, TextReader};
 use longshore_telemetry::{Step, metrics, timed};
 
 use crate::chunk::object_problem;
-use crate::patience::{Gave, patiently};
+use crate::patience::{Gave, Patience, patiently};
 use crate::ranges::{Ranges, dialect};
 use crate::services::Services;
 use crate::text::{Pending, Spool};
@@ -88,12 +87,12 @@ impl Scan {
     /// Scans to the end, telling `out` of every chunk.
     ///
     /// A stream that breaks is taken up where it broke: the planner keeps its state.
-    pub async fn run(self, services: Services, out: mpsc::Sender<ScanMessage>, stop: CancellationToken) {
+    pub async fn run(self, services: Services, out: mpsc::Sender<ScanMessage>, patience: Patience) {
         let scan = async {
             if self.plan.format.is_decoded() {
-                self.scan_text(&services, &out, &stop).await
+                self.scan_text(&services, &out, &patience).await
             } else {
-                self.scan(&services, &out, &stop).await
+                self.scan(&services, &out, &patience).await
             }
         };
         let last = match timed(Step::Scan, scan).await {
@@ -109,20 +108,21 @@ impl Scan {
         &self,
         services: &Services,
         out: &mpsc::Sender<ScanMessage>,
-        stop: &CancellationToken,
+        patience: &Patience,
     ) -> Result<ScanMessage, Gave<Problem>> {
         let mut next = self.first_chunk();
         let mut planner = self.planner()?;
-        Ranges::new(self, services, stop).run(&mut planner, &mut next, out).await?;
+        Ranges::new(self, services, patience).run(&mut planner, &mut next, out).await?;
         let mut position = planner.offset().0;
         let mut found = Vec::new();
         while position < self.size {
             let open = || services.objects.read_from(&self.key, position, self.size, &self.etag);
-            let opened = patiently(stop, "scan the object", open).await;
+            let opened = patiently(patience, "scan the object", open).await;
             let mut blocks = opened.map_err(|gave| crate::planner::problem(gave, |error| object_problem(&error)))?;
             loop {
                 let block: Bytes = tokio::select! {
-                    () = stop.cancelled() => return Err(Gave::Stopped),
+                    biased;
+                    () = patience.stopped() => return Err(Gave::Stopped),
                     block = blocks.try_next() => match block {
                         Ok(Some(block)) => block,
                         Ok(None) => break,
@@ -137,10 +137,7 @@ impl Scan {
                 planner.feed(&block, &mut found);
                 metrics().bytes_fetched(block.len() as u64);
                 position += block.len() as u64;
-                if !found.is_empty() {
-                    let chunks = number(&mut found, &mut next);
-                    out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)?;
-                }
+                tell(&mut found, &mut next, out).await?;
             }
         }
         planner.finish(&mut found);
@@ -154,7 +151,7 @@ impl Scan {
         &self,
         services: &Services,
         out: &mpsc::Sender<ScanMessage>,
-        stop: &CancellationToken,
+        patience: &Patience,
     ) -> Result<ScanMessage, Gave<Problem>> {
         let Ticket { import, attempt, epoch } = self.ticket;
         let mut cut = Cut {
@@ -167,7 +164,7 @@ impl Scan {
         };
         'open: loop {
             let open = || services.objects.read_from(&self.key, 0, self.size, &self.etag);
-            let opened = patiently(stop, "scan the object", open).await;
+            let opened = patiently(patience, "scan the object", open).await;
             let blocks = opened.map_err(|gave| crate::planner::problem(gave, |error| object_problem(&error)))?;
             let mut reader = TextReader::new(blocks, Decoding::of(&self.plan.format));
             let mut position = 0;
@@ -175,7 +172,8 @@ impl Scan {
                 let mut text = Vec::new();
                 // A block is some tens of KiB: unpacking it takes about a millisecond.
                 let read = tokio::select! {
-                    () = stop.cancelled() => return Err(Gave::Stopped),
+                    biased;
+                    () = patience.stopped() => return Err(Gave::Stopped),
                     read = reader.next(&mut text) => read,
                 };
                 match read {
@@ -194,14 +192,14 @@ impl Scan {
                 position += text.len() as u64;
                 cut.feed(at, text.into(), reader.consumed());
                 if cut.spool.is_full() {
-                    let chunks = cut.spool.put(services, stop).await?;
+                    let chunks = cut.spool.put(services, patience).await?;
                     out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)?;
                 }
             }
         }
         metrics().bytes_fetched(self.size);
         let mut spool = cut.finish(self.size);
-        let chunks = spool.put(services, stop).await?;
+        let chunks = spool.put(services, patience).await?;
         Ok(ScanMessage::Planned { chunks, end: true })
     }
 }
@@ -257,7 +255,20 @@ impl Cut {
     }
 }
 
-pub(crate) fn number(found: &mut Vec<PlannedChunk>, next: &mut ChunkIndex) -> Vec<NewChunk> {
+/// Says what was found so far, where it was anything.
+pub(crate) async fn tell(
+    found: &mut Vec<PlannedChunk>,
+    next: &mut ChunkIndex,
+    out: &mpsc::Sender<ScanMessage>,
+) -> Result<(), Gave<Problem>> {
+    if found.is_empty() {
+        return Ok(());
+    }
+    let chunks = number(found, next);
+    out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)
+}
+
+fn number(found: &mut Vec<PlannedChunk>, next: &mut ChunkIndex) -> Vec<NewChunk> {
     found
         .drain(..)
         .map(|planned| {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use longshore_storage::bus::Bus;
-use longshore_storage::database::Database;
+use longshore_storage::database::Control;
 use longshore_storage::destination::Destination;
 use longshore_storage::objects::ObjectStore;
 
@@ -16,7 +16,7 @@ use longshore_storage::objects::ObjectStore;
 #[derive(Clone)]
 pub struct Services {
     /// Imports, plans, leases, status.
-    pub database: Database,
+    pub database: Arc<dyn Control>,
     /// The object storage.
     pub objects: Arc<dyn ObjectStore>,
     /// The bus.
@@ -50,4 +50,6 @@ pub struct NodeSettings {
     pub chunk_size: Option<u64>,
     /// How often awaiting imports are looked up in the storage.
     pub sweep_interval: Duration,
+    /// How long storage and destination may be away before that fails an import.
+    pub patience: Duration,
 }

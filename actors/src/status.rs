@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use longshore_domain::{Epoch, ImportId, Progress, Tally};
 use longshore_storage::bus::Bus;
-use longshore_storage::database::Database;
+use longshore_storage::database::Control;
 use longshore_storage::failure::Failure as _;
 
 /// Between two writes of the counters: four a second.
@@ -99,7 +99,7 @@ pub struct StatusActor;
 
 /// What it knows.
 pub struct StatusState {
-    database: Database,
+    database: Arc<dyn Control>,
     bus: Arc<dyn Bus>,
     import: ImportId,
     epoch: Epoch,
@@ -110,7 +110,7 @@ pub struct StatusState {
 /// What it begins with.
 pub struct StatusArguments {
     /// Where counters are persisted.
-    pub database: Database,
+    pub database: Arc<dyn Control>,
     /// Where watchers hear of it.
     pub bus: Arc<dyn Bus>,
     /// Whose.

@@ -1,7 +1,7 @@
 //! The sweep: finds by itself what no message told of. It takes no input and may run on every node at once: every start and
 //! every claim is a compare-and-set.
 //!
-//! Every two seconds: imports whose owner is gone. Every `sweep_interval`: awaiting imports whose object is there, and those
+//! Every second: imports whose owner is gone. Every `sweep_interval`: awaiting imports whose object is there, and those
 //! that expired; decoded text that nobody needs any more.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::status::tell_watchers;
 use crate::text;
 
 /// How often imports without an owner are looked for.
-const OWNERLESS_EVERY: Duration = Duration::from_secs(2);
+const OWNERLESS_EVERY: Duration = Duration::from_secs(1);
 /// Imports offered to the registrar at once.
 const OWNERLESS_AT_ONCE: u64 = 32;
 /// Awaiting imports read at once.
@@ -138,7 +138,7 @@ async fn find_uploads(services: &Services, last: Option<ImportId>) -> Result<(),
 /// Starts an import whose object is there; expires one whose time is over, behind this last look.
 async fn look(services: &Services, import: &AwaitingImport) {
     let Services { database, objects, bus, .. } = services;
-    match start_import(database, &**objects, &**bus, import.id, Trigger::Sweep).await {
+    match start_import(&**database, &**objects, &**bus, import.id, Trigger::Sweep).await {
         Ok(StartOutcome::NoObject) => match database.expire(import.id, EXPIRY_GRACE_MS).await {
             Ok(true) => {
                 metrics().import_ended(ImportState::Expired, None);

@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{ByteRange, ImportId, Problem};
 use longshore_storage::database::{DatabaseError, DecodedText, NewChunk, TextPart};
@@ -16,7 +15,7 @@ use longshore_storage::objects::ObjectError;
 use longshore_storage::start::decoded_text_key;
 
 use crate::chunk::{OVERSIZED_SAMPLE, object_problem};
-use crate::patience::{Gave, patiently};
+use crate::patience::{Gave, Patience, patiently};
 use crate::planner::problem;
 use crate::services::Services;
 
@@ -132,20 +131,20 @@ impl Spool {
     ///
     /// # Errors
     /// [`Gave::Stopped`] where the import has another owner.
-    pub async fn put(&mut self, services: &Services, stop: &CancellationToken) -> Result<Vec<NewChunk>, Gave<Problem>> {
+    pub async fn put(&mut self, services: &Services, patience: &Patience) -> Result<Vec<NewChunk>, Gave<Problem>> {
         if self.chunks.is_empty() {
             return Ok(Vec::new());
         }
         let (part, key) = (self.next, decoded_text_key(self.next));
         self.next.part += 1;
         let announce = || services.database.announce_text_part(part);
-        let announced = patiently(stop, "record a part of decoded text", announce).await;
+        let announced = patiently(patience, "record a part of decoded text", announce).await;
         if !announced.map_err(|gave| problem(gave, crate::owner::internal))? {
             return Err(Gave::Stopped);
         }
         let bytes = Bytes::from(std::mem::take(&mut self.text));
         let put = || services.objects.put(&key, bytes.clone());
-        let etag = patiently(stop, "put decoded text", put).await;
+        let etag = patiently(patience, "put decoded text", put).await;
         let etag = etag.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
         let mut chunks = std::mem::take(&mut self.chunks);
         for text in chunks.iter_mut().filter_map(|chunk| chunk.text.as_mut()) {

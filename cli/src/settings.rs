@@ -17,7 +17,7 @@ const PREFIX: &str = "LONGSHORE_";
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(1024).expect("1024 is not 0");
 
 /// Every setting, without the prefix.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 26] = [
     "LISTEN",
     "DATA_DIR",
     "DATABASE_URL",
@@ -38,6 +38,7 @@ const KNOWN: [&str; 25] = [
     "CHUNK_SIZE",
     "WORKERS",
     "SWEEP_INTERVAL",
+    "PATIENCE",
     "MAX_CONNECTIONS",
     "LOG",
     "LOG_FORMAT",
@@ -91,6 +92,8 @@ pub struct Settings {
     pub chunk_size: Option<u64>,
     pub workers: NonZeroUsize,
     pub sweep_interval: Duration,
+    /// How long storage and destination may be away before that fails an import.
+    pub patience: Duration,
     /// Connections that the API takes at once.
     pub max_connections: NonZeroUsize,
     pub log: Option<String>,
@@ -311,6 +314,9 @@ impl Values {
             sweep_interval: self
                 .parse("SWEEP_INTERVAL", "a duration such as 30s, 500ms, 2m or 1h", duration)?
                 .unwrap_or(Duration::from_secs(30)),
+            patience: self
+                .parse("PATIENCE", "a duration such as 15m, 90s or 1h", duration)?
+                .unwrap_or(Duration::from_secs(15 * 60)),
             max_connections: self
                 .parse("MAX_CONNECTIONS", "a whole number from 1 to 100000", |text| {
                     text.parse::<NonZeroUsize>().ok().filter(|count| count.get() <= 100_000)
@@ -369,6 +375,7 @@ mod tests {
         let settings = read(&[]).unwrap();
         assert_eq!(settings.api_listen().to_string(), "127.0.0.1:8080");
         assert_eq!(settings.sweep_interval, Duration::from_secs(30));
+        assert_eq!(settings.patience, Duration::from_secs(900));
         assert!(settings.s3.is_none() && settings.nats_url.is_none() && settings.database_url.is_none());
     }
 
@@ -391,6 +398,7 @@ mod tests {
             ("LONGSHORE_CHUNK_SIZE", "0"),
             ("LONGSHORE_CHUNK_SIZE", "8MB"),
             ("LONGSHORE_SWEEP_INTERVAL", "30"),
+            ("LONGSHORE_PATIENCE", "long"),
             ("LONGSHORE_DATABASE_URL", "mysql://x"),
             ("LONGSHORE_S3_ENDPOINT", "minio:9000"),
             ("LONGSHORE_S3_BUCKET", "Imports"),

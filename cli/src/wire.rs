@@ -34,6 +34,7 @@ const SPARE_SESSIONS: u32 = 6;
 /// What a process is made of.
 pub struct Wired {
     pub services: Services,
+    pub database: Database,
     /// The SQLite file that rows go to, where it is one.
     pub destination_file: Option<PathBuf>,
     embedded: Option<Arc<EmbeddedStore>>,
@@ -44,8 +45,8 @@ pub struct Wired {
 impl Wired {
     /// What the API works with; it listens to changes until `stop`.
     pub fn api_state(&self, stop: &CancellationToken) -> ApiState {
-        let Services { database, objects, bus, destination, .. } = self.services.clone();
-        ApiState::new(database, objects, bus, destination, stop.clone())
+        let Services { objects, bus, destination, .. } = self.services.clone();
+        ApiState::new(self.database.clone(), objects, bus, destination, stop.clone())
     }
 
     /// Lets uploads end that are on their way.
@@ -117,9 +118,17 @@ pub async fn wire(settings: &Settings, start: &Start) -> Result<Wired> {
         workers: settings.workers,
         chunk_size: settings.chunk_size,
         sweep_interval: settings.sweep_interval,
+        patience: settings.patience,
     };
-    let services = Services { database, objects, bus, destination, settings: node, running: Running::default() };
-    Ok(Wired { services, destination_file, embedded, _lock: lock })
+    let services = Services {
+        database: Arc::new(database.clone()),
+        objects,
+        bus,
+        destination,
+        settings: node,
+        running: Running::default(),
+    };
+    Ok(Wired { services, database, destination_file, embedded, _lock: lock })
 }
 
 /// SQLite in the data directory.

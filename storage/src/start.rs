@@ -6,7 +6,7 @@ use longshore_domain::{ImportId, ImportState, Trigger};
 use longshore_telemetry::metrics;
 
 use crate::bus::{Bus, ImportJob};
-use crate::database::{Database, DatabaseError, Started, TextPart};
+use crate::database::{Control, DatabaseError, Started, TextPart};
 use crate::failure::Failure as _;
 use crate::objects::{ObjectError, ObjectStore};
 
@@ -86,7 +86,7 @@ pub fn import_of_key(key: &str) -> Option<ImportId> {
 /// # Errors
 /// [`StartError`] where a dependency is away; nothing happened then, or the start took effect and the next call says so.
 pub async fn start_import(
-    database: &Database,
+    database: &dyn Control,
     objects: &dyn ObjectStore,
     bus: &dyn Bus,
     id: ImportId,

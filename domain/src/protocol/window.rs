@@ -70,19 +70,28 @@ impl JobWindow {
         self.done.insert(chunk)
     }
 
-    /// A tick passed: which of the jobs in flight to publish once more, by what the database says of each.
-    pub fn tick(&mut self, look: impl Fn(ChunkIndex) -> Republish) -> Vec<ChunkIndex> {
+    /// Whether a job waits for its next publication for longer than the first patience: then it is worth a look whether the
+    /// queue holds it.
+    #[must_use]
+    pub fn waits_long(&self) -> bool {
+        self.in_flight.values().any(|flight| flight.age + 1 >= REPUBLISH_AFTER && flight.patience > REPUBLISH_AFTER)
+    }
+
+    /// A tick passed: which of the jobs in flight to publish once more, by what the database says of each. `queue_is_empty`:
+    /// no job waits on the bus, so those that nobody holds are lost.
+    pub fn tick(&mut self, queue_is_empty: bool, look: impl Fn(ChunkIndex) -> Republish) -> Vec<ChunkIndex> {
         let mut again = Vec::new();
         for (chunk, flight) in &mut self.in_flight {
             flight.age += 1;
+            let patience = if queue_is_empty { REPUBLISH_AFTER } else { flight.patience };
             let due = match look(*chunk) {
                 Republish::Held => {
                     *flight = InFlight { age: 0, patience: REPUBLISH_AFTER };
                     false
                 }
                 // At the first tick behind a claim that was held until then; afterwards the job waits like any other.
-                Republish::Orphaned => flight.age == 1 || flight.age >= flight.patience,
-                Republish::Unclaimed => flight.age >= flight.patience,
+                Republish::Orphaned => flight.age == 1 || flight.age >= patience,
+                Republish::Unclaimed => flight.age >= patience,
             };
             if due {
                 *flight = InFlight { age: 1, patience: (flight.patience * 2).min(REPUBLISH_AT_MOST) };
@@ -159,7 +168,7 @@ mod tests {
         let look = |chunk: ChunkIndex| {
             if chunk.0 == 0 { Republish::Orphaned } else { Republish::Unclaimed }
         };
-        let ticks: Vec<_> = (1..=16).map(|_| window.tick(look)).collect();
+        let ticks: Vec<_> = (1..=16).map(|_| window.tick(false, look)).collect();
         let published =
             |chunk| (1..=16).filter(|tick| ticks[tick - 1].contains(&ChunkIndex(chunk))).collect::<Vec<_>>();
         assert_eq!(published(0), [1, 10]);
@@ -167,10 +176,24 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_is_not_in_the_queue_is_published_as_soon_as_at_first() {
+        let mut window = JobWindow::new(1);
+        window.add(ChunkIndex(0));
+        window.take();
+        let ticks: Vec<usize> = (1..=30)
+            .filter(|_| {
+                let lost = window.waits_long();
+                !window.tick(lost, |_| Republish::Unclaimed).is_empty()
+            })
+            .collect();
+        assert_eq!(ticks, [5, 9, 13, 17, 21, 25, 29]);
+    }
+
+    #[test]
     fn a_job_that_a_worker_holds_is_left_alone() {
         let mut window = JobWindow::new(1);
         window.add(ChunkIndex(0));
         window.take();
-        assert!((0..100).all(|_| window.tick(|_| Republish::Held).is_empty()));
+        assert!((0..100).all(|_| window.tick(false, |_| Republish::Held).is_empty()));
     }
 }

@@ -7,6 +7,7 @@
 mod backlog;
 mod chunks;
 mod clients;
+mod control;
 mod entity;
 mod imports;
 mod lease;
@@ -28,15 +29,17 @@ use crate::destination::gate::WriteGate;
 pub use backlog::Backlog;
 pub use chunks::{ChunkClaim, ChunkRecord, DecodedText, NewChunk, OpenChunk};
 pub use clients::{Created, Effect, IdempotencyKey};
+pub use control::Control;
 pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};
 pub use lease::Change;
 pub use text::TextPart;
 
-/// How long an import's lease or a chunk's claim lasts without a renewal.
-pub const LEASE: Duration = Duration::from_secs(10);
+/// How long an import's lease or a chunk's claim lasts without a renewal. With the look for what ran out, every second, a dead
+/// process is replaced within 10 s.
+pub const LEASE: Duration = Duration::from_secs(7);
 
 /// How often a holder renews. Three tries fit into a lease.
-pub const RENEW_EVERY: Duration = Duration::from_secs(3);
+pub const RENEW_EVERY: Duration = Duration::from_secs(2);
 
 /// `longs` in ASCII: the advisory lock under which nodes migrate one after the other.
 const MIGRATION_LOCK: i64 = 0x6c_6f6e_6773;
