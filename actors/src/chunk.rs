@@ -12,6 +12,7 @@ use longshore_parse::{ChunkInput, ParsedChunk, find_records, oversized_reject, p
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, Receipt};
 use longshore_storage::database::{ChunkClaim, ImportRecord, NewChunk, RENEW_EVERY};
 use longshore_storage::destination::{DestinationError, RecordLookup, Ticket, Written};
+use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
 use longshore_storage::objects::ObjectError;
 use longshore_telemetry::{JobOutcome, Step, metrics, timed};
@@ -71,6 +72,7 @@ pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Rec
         error.count();
         tracing::debug!(%error, "report not sent; the owner finds the chunk in the database");
     }
+    failpoint::pass("chunk.reported");
     let answered = match outcome {
         Outcome::HandBack => receipt.hand_back(std::time::Duration::ZERO).await,
         _ => receipt.ack().await,
@@ -102,10 +104,12 @@ async fn try_chunk(
         return Ok(Outcome::NotOurs);
     };
     let worker = &services.settings.name;
+    failpoint::pass("chunk.before");
     let claim = patiently(patience, "claim chunk", || database.claim_chunk(&job, worker)).await.map_err(no_problem)?;
     let ChunkClaim::Claimed(chunk) = claim else {
         return Ok(Outcome::NotOurs);
     };
+    failpoint::pass("chunk.claimed");
     // Cancelled when the claim is lost, or the node stops.
     let lost = patience.child();
     let work = load(services, job, &record, plan, etag, chunk.planned, &lost);
@@ -164,9 +168,11 @@ async fn load(
 ) -> Result<Outcome, Gave<Problem>> {
     let fetched = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, patience)).await?;
     let Some(bytes) = fetched else { return Ok(Outcome::LookAgain) };
+    failpoint::pass("chunk.got");
     metrics().bytes_fetched(bytes.len() as u64);
     let shared = Arc::new((plan.clone(), bytes));
     let (parsed, shared) = timed(Step::Parse, parse(shared, chunk.clone())).await?;
+    failpoint::pass("chunk.parsed");
     if !parsed.widenings.is_empty() {
         return match store_widenings(services, job, &parsed, patience).await? {
             true => Ok(Outcome::LookAgain),
@@ -203,6 +209,7 @@ async fn load(
     };
     let finish = || services.database.finish_chunk(job.import, job.attempt, job.chunk, tally.rejected);
     let marked = patiently(patience, "mark chunk done", finish).await.map_err(no_problem)?;
+    failpoint::pass("chunk.marked");
     let tally = Tally { bytes: chunk.object_bytes(), chunks: 1, ..tally };
     if marked {
         metrics().chunk_committed(tally);

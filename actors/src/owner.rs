@@ -20,6 +20,7 @@ use longshore_domain::{
 use longshore_storage::bus::{Bus, ChunkJob, ChunkOutcome, ChunkReport};
 use longshore_storage::database::{Change, ImportRecord, NewChunk};
 use longshore_storage::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket};
+use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{AttemptReason, QueueName, Step as StepName, metrics, timed};
 
@@ -125,6 +126,7 @@ impl Owner {
 
     async fn attempt(&mut self) -> Step<()> {
         let fence = self.raise_fence().await?;
+        failpoint::pass("fence.after");
         let closed = match &fence {
             FenceState::Open => None,
             FenceState::Published(_) => Some(Closure::Published),
@@ -213,14 +215,17 @@ impl Owner {
         if self.record.state == ImportState::Queued {
             self.change(Change::Plan).await?;
         }
+        failpoint::pass("plan.before");
         let plan = timed(StepName::Plan, planner::plan(&self.services, &self.record, &self.patience)).await?;
         let (id, epoch) = (self.record.id, self.record.epoch);
         let database = &self.services.database;
+        failpoint::pass("plan.made");
         let stored = patiently(&self.patience, "store the plan", || database.store_plan(id, epoch, &plan)).await;
         if !stored.map_err(|gave| problem(gave, internal))? {
             self.reload().await?;
             return if self.record.state == ImportState::Cancelling { Err(Stop::Cancel) } else { Err(Stop::Lost) };
         }
+        failpoint::pass("plan.after");
         self.record.plan = Some(plan);
         Ok(())
     }
@@ -259,6 +264,7 @@ impl Owner {
         let plan = self.load_plan()?;
         self.check_widened()?;
         self.prepare_staging(&plan).await?;
+        failpoint::pass("staging.after");
         let ticket = self.ticket();
         let database = &self.services.database;
         let free = || database.free_chunks(ticket.import, ticket.attempt);
@@ -312,6 +318,7 @@ impl Owner {
         if self.record.state != ImportState::Publishing {
             self.change(Change::Publish).await?;
         }
+        failpoint::pass("publish.before");
         let rejected_before: u64 = chunks.iter().map(|chunk| chunk.rows_rejected).sum();
         let planned = Planned { chunks: chunks.len() as u64, rows };
         let lookup = ObjectLookup::new(&self.services, &self.record, plan.clone(), chunks);
@@ -354,6 +361,7 @@ impl Owner {
     async fn succeed(&mut self, published: Published) -> Step<()> {
         let Published { rows_loaded, rows_rejected } = published;
         self.change(Change::Succeed { rows_loaded, rows_rejected }).await?;
+        failpoint::pass("succeed.after");
         tracing::info!(rows_loaded, rows_rejected, "import succeeded");
         Ok(())
     }
@@ -375,13 +383,16 @@ impl Owner {
                 };
             }
         }
+        failpoint::pass("error.after");
         // A publish that was first wins. In any other state its marker contradicts the control database: the import fails
         // and says so, with the rows where they are.
         if self.abort().await? && self.record.state == ImportState::Publishing {
             return self.enter_again().await;
         }
+        failpoint::pass("abort.after");
         match self.change(Change::Fail).await {
             Ok(()) => {
+                failpoint::pass("fail.after");
                 tracing::info!(reason = %self.record.error.as_ref().unwrap_or(reason), "import failed");
                 Ok(false)
             }
@@ -579,7 +590,9 @@ impl Run {
                 Err(_) => break,
             }
         }
+        failpoint::pass("chunks.before");
         self.store(owner, &chunks, end).await?;
+        failpoint::pass("chunks.after");
         self.chunks_total += chunks.len() as u64;
         for chunk in &chunks {
             self.window.add(chunk.chunk);
@@ -616,11 +629,13 @@ impl Run {
     async fn publish_jobs(&self, owner: &Owner, jobs: Vec<ChunkIndex>) {
         let Ticket { import, attempt, epoch } = owner.ticket();
         for chunk in jobs {
+            failpoint::pass("job.before");
             if let Err(error) = owner.services.bus.publish_chunk(&ChunkJob { import, attempt, epoch, chunk }).await {
                 error.count();
                 tracing::warn!(%error, chunk = chunk.0, "chunk job not published; it will be again");
                 return;
             }
+            failpoint::pass("job.after");
         }
     }
 

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use longshore_domain::ImportId;
 use longshore_storage::bus::Delivery;
+use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
 use longshore_telemetry::metrics;
 
@@ -110,6 +111,7 @@ impl RegistrarState {
         {
             return;
         }
+        failpoint::pass("claim.before");
         let record = match self.services.database.claim(import, &self.services.settings.name).await {
             Ok(Some(record)) => record,
             Ok(None) => return,
@@ -119,6 +121,7 @@ impl RegistrarState {
                 return;
             }
         };
+        failpoint::pass("claim.after");
         metrics().import_claimed();
         let arguments = ImportArguments { services: self.services.clone(), record, stop: self.stop.clone() };
         match Actor::spawn_linked(None, ImportActor, arguments, myself.get_cell()).await {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use longshore_domain::{Epoch, ImportId, Progress, Tally};
 use longshore_storage::bus::Bus;
 use longshore_storage::database::Control;
+use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
 
 /// Between two writes of the counters: four a second.
@@ -166,8 +167,10 @@ impl StatusState {
             return;
         }
         let progress = self.fold.progress(Instant::now());
+        failpoint::pass("status.before");
         match self.database.store_progress(self.import, self.epoch, &progress).await {
             Ok(stored) => {
+                failpoint::pass("status.after");
                 self.changed = false;
                 if stored {
                     tell_watchers(&*self.bus, self.import).await;

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use longshore_domain::{ChunkIndex, ImportId, ImportState, ProblemKind, Trigger};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, ImportJob};
 use longshore_storage::database::{Effect, ImportRecord};
+use longshore_storage::failpoint;
 use longshore_storage::start::{StartOutcome, start_import};
 use longshore_telemetry::metrics;
 
@@ -44,7 +45,10 @@ fn accepted(state: &ApiState, record: &ImportRecord) -> Response {
 pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     let ApiState { database, objects, bus, .. } = &state;
-    match start_import(database, &**objects, &**bus, record.id, Trigger::Complete).await? {
+    failpoint::pass("complete.before");
+    let started = start_import(database, &**objects, &**bus, record.id, Trigger::Complete).await?;
+    failpoint::pass("complete.after");
+    match started {
         StartOutcome::Unknown => return Err(ApiError::no_such_import(&id)),
         StartOutcome::NoObject => return Err(no_object(&record, "upload the file, then call this again")),
         StartOutcome::Before(ended @ (ImportState::Expired | ImportState::Cancelled)) => {

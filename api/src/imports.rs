@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 
 use longshore_domain::{CreateRequest, FieldError, Import, ImportId, ImportState, Problem, ProblemKind};
 use longshore_storage::database::{Created, IdempotencyKey, ImportFilter, ImportRecord, NewImport};
+use longshore_storage::failpoint;
 use longshore_storage::objects::{PresignedPut, PutTerms};
 use longshore_storage::start::object_key;
 use longshore_telemetry::{metrics, trace};
@@ -71,7 +72,10 @@ async fn store(
     let object_key = object_key(id, &request.file.name);
     let upload = state.objects.presign_put(&object_key, &terms_of(&request));
     let new = NewImport { id, request, object_key, url_expires_at: upload.expires_at };
-    let (status, record, upload) = match state.database.create(&new, key).await? {
+    failpoint::pass("create.before");
+    let created = state.database.create(&new, key).await?;
+    failpoint::pass("create.after");
+    let (status, record, upload) = match created {
         Created::New(record) => {
             tracing::info!(table = %record.request.destination.table, "import created");
             metrics().import_created();

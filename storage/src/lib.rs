@@ -12,6 +12,7 @@
 pub mod bus;
 pub mod database;
 pub mod destination;
+pub mod failpoint;
 pub mod failure;
 pub mod inspect;
 pub mod objects;

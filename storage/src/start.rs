@@ -7,6 +7,7 @@ use longshore_telemetry::metrics;
 
 use crate::bus::{Bus, ImportJob};
 use crate::database::{Control, DatabaseError, Started, TextPart};
+use crate::failpoint;
 use crate::failure::Failure as _;
 use crate::objects::{ObjectError, ObjectStore};
 
@@ -103,6 +104,7 @@ pub async fn start_import(
     };
     match database.start(id, trigger, head.size, &head.etag).await? {
         Started::Now => {
+            failpoint::pass("start.after");
             tracing::info!(import_id = %id, trigger = trigger.as_str(), size = head.size, "import started");
             metrics().import_started(trigger, head.last_modified.and_then(since));
             if let Err(error) = bus.publish_import(&ImportJob { import: id }).await {

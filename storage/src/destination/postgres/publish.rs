@@ -13,6 +13,7 @@ use super::session::{self, Commit, Session, Work, failure};
 use super::staging;
 use crate::destination::shape;
 use crate::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, RecordLookup, Ticket, sql};
+use crate::failpoint;
 
 /// What the sort of the staged rows may take; it spills to disk beyond.
 const SORT_MEMORY: &str = "64MB";
@@ -122,7 +123,10 @@ async fn publish_once(
         )));
     }
     mark(&mut session, ticket, published).await?;
-    match session.commit().await? {
+    failpoint::pass("publish.commit.before");
+    let committed = session.commit().await?;
+    failpoint::pass("publish.commit.after");
+    match committed {
         Commit::Done => Ok(PublishOutcome::Published(published)),
         Commit::Unknown(error) => look_up(pool, ticket, error).await,
     }

@@ -19,6 +19,7 @@ use crate::destination::cells;
 use crate::destination::encode::{Shape, encode};
 use crate::destination::shape::{self, Extent, check_chunk};
 use crate::destination::{DestinationError, RecordLookup, Ticket, Written, count_rejects, sql};
+use crate::failpoint;
 
 /// Encoded pieces between the encoder's thread and the connection.
 const PIECES_IN_FLIGHT: usize = 2;
@@ -77,6 +78,7 @@ pub(super) async fn write_chunk(
     batches.iter_mut().for_each(cells::rechunk);
     let mut copy = Copy::new(plan, &schema, &name, Arc::new(batches))?;
     copy.all(&mut session).await?;
+    failpoint::pass("chunk.copied");
     if !copy.bad.is_empty() {
         rejects.extend(found_rejects(std::mem::take(&mut copy.bad), lookup).await?);
     }
@@ -100,7 +102,10 @@ pub(super) async fn write_chunk(
         session.rollback().await;
         return Ok(Written::Fenced);
     }
-    match session.commit().await? {
+    failpoint::pass("chunk.commit.before");
+    let committed = session.commit().await?;
+    failpoint::pass("chunk.commit.after");
+    match committed {
         Commit::Done => {
             count_rejects(rejects.iter().map(|reject| reject.reason));
             Ok(Written::Committed(Tally { rows, rejected, ..Tally::default() }))

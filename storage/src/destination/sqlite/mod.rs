@@ -30,6 +30,7 @@ use super::gate::WriteGate;
 use super::{
     Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket, Written, shape,
 };
+use crate::failpoint;
 
 /// Refused rows whose records are looked up and listed at once.
 const LIST_ROWS: usize = 1_000;
@@ -159,10 +160,16 @@ impl Destination for SqliteDestination {
         let written = self
             .write(
                 Class::Bulk,
-                move |connection| write::write_chunk(connection, ticket, chunk, &plan, extent, parsed),
+                move |connection| {
+                    let written = write::write_chunk(connection, ticket, chunk, &plan, extent, parsed)?;
+                    failpoint::pass("chunk.copied");
+                    failpoint::pass("chunk.commit.before");
+                    Ok(written)
+                },
                 |written| matches!(written, Written::Committed(_)),
             )
             .await?;
+        failpoint::pass("chunk.commit.after");
         if matches!(written, Written::Committed(_)) {
             super::count_rejects(reasons.into_iter());
         }
@@ -196,7 +203,10 @@ impl Destination for SqliteDestination {
                 let writer = list(writer, ticket, found, lookup).await?;
                 let work = move |connection: &mut Connection| {
                     publish::mark(connection, ticket, published)?;
-                    connection.execute_batch("COMMIT").map_err(failure)
+                    failpoint::pass("publish.commit.before");
+                    connection.execute_batch("COMMIT").map_err(failure)?;
+                    failpoint::pass("publish.commit.after");
+                    Ok(())
                 };
                 writer.run(work).await?;
                 Ok(PublishOutcome::Published(published))
