@@ -25,6 +25,7 @@ pub mod api;
 pub mod browser;
 pub mod cluster;
 pub mod data;
+pub mod load;
 pub mod nats_wire;
 pub mod pollock;
 pub mod postgres;

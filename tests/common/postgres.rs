@@ -13,6 +13,8 @@ pub struct Database {
     pub pool: PgPool,
     admin_url: String,
     name: String,
+    /// Whether it is dropped with this.
+    owned: bool,
 }
 
 impl Database {
@@ -28,7 +30,14 @@ impl Database {
         let mut url = url::Url::parse(admin_url).unwrap();
         url.set_path(&name);
         let pool = PgPoolOptions::new().max_connections(4).connect_lazy(url.as_str()).unwrap();
-        Self { url: url.to_string(), pool, admin_url: admin_url.to_owned(), name }
+        Self { url: url.to_string(), pool, admin_url: admin_url.to_owned(), name, owned: true }
+    }
+
+    /// More connections to the same database.
+    pub fn again(&self) -> Self {
+        let pool = PgPoolOptions::new().max_connections(4).connect_lazy(&self.url).unwrap();
+        let (url, admin_url, name) = (self.url.clone(), self.admin_url.clone(), self.name.clone());
+        Self { url, pool, admin_url, name, owned: false }
     }
 
     pub async fn run(&self, sql: &str) {
@@ -39,17 +48,13 @@ impl Database {
     /// Rows, each cell as text.
     pub async fn rows(&self, sql: &str) -> Vec<Vec<Option<String>>> {
         let rows = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(&self.pool).await;
-        let rows = rows.unwrap_or_else(|error| panic!("{sql}: {error}"));
-        rows.iter()
-            .map(|row| {
-                (0..row.len())
-                    .map(|i| {
-                        let value = row.try_get_raw(i).unwrap();
-                        (!value.is_null()).then(|| value.as_str().unwrap().to_owned())
-                    })
-                    .collect()
-            })
-            .collect()
+        cells(&rows.unwrap_or_else(|error| panic!("{sql}: {error}")))
+    }
+
+    /// The same from a server that may be away: then it answers nothing.
+    pub async fn try_rows(&self, sql: &str) -> Option<Vec<Vec<Option<String>>>> {
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(&self.pool).await;
+        rows.ok().map(|rows| cells(&rows))
     }
 
     /// One cell as text.
@@ -63,11 +68,17 @@ impl Database {
 
     /// PostgreSQL's own reader loads a file: the oracle.
     pub async fn copy_in(&self, table: &str, csv: &[u8]) {
-        let mut connection = self.pool.acquire().await.unwrap();
+        self.try_copy_in(table, csv).await.unwrap_or_else(|| panic!("the file was not copied into {table}"));
+    }
+
+    /// The same into a server that may be away: then it answers nothing.
+    pub async fn try_copy_in(&self, table: &str, csv: &[u8]) -> Option<()> {
+        let mut connection = self.pool.acquire().await.ok()?;
         let statement = format!("COPY {table} FROM STDIN (FORMAT csv, HEADER)");
-        let mut copy = connection.copy_in_raw(&statement).await.unwrap();
-        copy.send(csv).await.unwrap();
-        copy.finish().await.unwrap();
+        let mut copy = connection.copy_in_raw(&statement).await.ok()?;
+        copy.send(csv).await.ok()?;
+        copy.finish().await.ok()?;
+        Some(())
     }
 
     /// What `COPY … TO STDOUT` gives.
@@ -116,10 +127,22 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         // Processes of the test may still be connected. A server of the test's own may be gone already.
         let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
         let _ = command(&self.admin_url, &drop).output();
     }
+}
+
+/// Each cell as text.
+fn cells(rows: &[sqlx::postgres::PgRow]) -> Vec<Vec<Option<String>>> {
+    let cell = |row: &sqlx::postgres::PgRow, i| {
+        let value = row.try_get_raw(i).unwrap();
+        (!value.is_null()).then(|| value.as_str().unwrap().to_owned())
+    };
+    rows.iter().map(|row| (0..row.len()).map(|i| cell(row, i)).collect()).collect()
 }
 
 fn command(url: &str, sql: &str) -> Command {

@@ -101,6 +101,12 @@ impl Process {
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.program)));
     }
 
+    /// Another setting, from the next start on; `None` takes it away.
+    pub fn set(&mut self, name: &str, value: Option<&str>) {
+        self.env.retain(|(known, _)| known != name);
+        self.env.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -117,6 +123,11 @@ impl Process {
     /// `Some` where it ended.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().unwrap())
+    }
+
+    /// Whether it was started and not ended by the test.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
     }
 
     /// SIGKILL.

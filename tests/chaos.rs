@@ -1,0 +1,305 @@
+//! The real cluster under load with random faults, many at once, chosen from a seed: every import has to end right, and
+//! everything has to move on once a fault is mended. `just chaos` runs it for longer.
+//!
+//! `SEED`, `SECONDS`, `KILLS` (ends it after so many), `FAULTS` (some of the names below, with commas between) and
+//! `CHAOS_JSON` (a file for the result) set it.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::json;
+
+use common::cluster::{Cluster, Options, owner};
+use common::load::{Load, Made};
+use common::s3::S3Kind;
+use common::servers::PostgresServer;
+use common::{seed, until_within};
+
+/// Imports that run at once.
+const LANES: u64 = 4;
+/// How long without settings.
+const SECONDS: u64 = 300;
+/// Faults at once.
+const AT_ONCE: usize = 3;
+/// How long anything may take to move on before it hangs.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// What can happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    KillWorker,
+    KillOwner,
+    KillApi,
+    StopWorker,
+    RestartNats,
+    WipeNats,
+    CrashPostgres,
+    KillStorage,
+    EndSessions,
+}
+
+impl Fault {
+    const ALL: [(&'static str, Self); 9] = [
+        ("kill-worker", Self::KillWorker),
+        ("kill-owner", Self::KillOwner),
+        ("kill-api", Self::KillApi),
+        ("stop-worker", Self::StopWorker),
+        ("restart-nats", Self::RestartNats),
+        ("wipe-nats", Self::WipeNats),
+        ("crash-postgres", Self::CrashPostgres),
+        ("kill-storage", Self::KillStorage),
+        ("end-sessions", Self::EndSessions),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(_, fault)| *fault == self).map_or("", |(name, _)| name)
+    }
+
+    /// Processes die more often than servers.
+    fn weight(self) -> u32 {
+        match self {
+            Self::KillWorker | Self::KillOwner => 6,
+            Self::KillApi | Self::StopWorker | Self::EndSessions => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether it sends SIGKILL to a process of ours.
+    fn kills(self) -> bool {
+        matches!(self, Self::KillWorker | Self::KillOwner | Self::KillApi)
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number")))
+}
+
+/// The faults that were asked for.
+fn chosen() -> Vec<Fault> {
+    let Ok(names) = std::env::var("FAULTS") else { return Fault::ALL.map(|(_, fault)| fault).to_vec() };
+    let known = |name: &str| Fault::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, fault)| fault);
+    names.split(',').map(|name| known(name).unwrap_or_else(|| panic!("there is no fault '{name}'"))).collect()
+}
+
+/// What breaks, and what is known of it.
+struct Breaker<'a> {
+    cluster: &'a mut Cluster,
+    postgres: &'a mut PostgresServer,
+    random: StdRng,
+    /// A database that tells where imports stand, without the service.
+    watch: common::postgres::Database,
+    faults: BTreeMap<&'static str, u64>,
+    kills: u64,
+    slowest: Duration,
+}
+
+/// Where an import stands: whatever of it moves.
+type Standing = BTreeMap<String, String>;
+
+impl Breaker<'_> {
+    /// Breaks some things, mends them all, and waits until every import that was in the middle of it has moved.
+    async fn strike(&mut self, faults: &[Fault]) {
+        let mut now = Vec::new();
+        for _ in 0..self.random.random_range(1..=AT_ONCE) {
+            let fault = *faults.choose_weighted(&mut self.random, |fault| fault.weight()).unwrap();
+            if !now.contains(&fault) || fault == Fault::KillWorker {
+                now.push(fault);
+            }
+        }
+        println!("{:?}", now.iter().map(|fault| fault.name()).collect::<Vec<_>>());
+        let mut stopped = Vec::new();
+        for fault in &now {
+            *self.faults.entry(fault.name()).or_default() += 1;
+            self.kills += u64::from(fault.kills());
+            self.down(*fault, &mut stopped).await;
+        }
+        // Long enough for leases to run out, where somebody sleeps.
+        let longest = if stopped.is_empty() { 1_500 } else { 12_000 };
+        tokio::time::sleep(Duration::from_millis(self.random.random_range(0..longest))).await;
+        for fault in now {
+            self.up(fault).await;
+        }
+        for worker in stopped {
+            self.cluster.workers[worker].signal("CONT");
+        }
+        let recovered = self.recover().await;
+        self.slowest = self.slowest.max(recovered);
+    }
+
+    async fn down(&mut self, fault: Fault, stopped: &mut Vec<usize>) {
+        let any = self.random.random_range(0..self.cluster.workers.len());
+        match fault {
+            Fault::KillWorker => self.kill_worker(any, stopped),
+            Fault::KillOwner => {
+                let owner = owner(&self.watch, &self.cluster.workers).await.unwrap_or(any);
+                self.kill_worker(owner, stopped);
+            }
+            Fault::KillApi => self.cluster.nodes[0].kill(),
+            Fault::StopWorker => {
+                if self.cluster.workers[any].runs() && !stopped.contains(&any) {
+                    self.cluster.workers[any].signal("STOP");
+                    stopped.push(any);
+                }
+            }
+            Fault::RestartNats => self.cluster.nats.process.kill(),
+            Fault::WipeNats => self.cluster.nats.wipe(),
+            Fault::CrashPostgres => self.postgres.crash(),
+            Fault::KillStorage => {
+                if let Some(storage) = &mut self.cluster.storage {
+                    storage.process.kill();
+                }
+            }
+            Fault::EndSessions => {
+                let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                           WHERE pid <> pg_backend_pid() AND application_name LIKE 'longshore%' AND random() < 0.5";
+                // The server may be down by now.
+                let _ = self.watch.try_rows(sql).await;
+            }
+        }
+    }
+
+    fn kill_worker(&mut self, worker: usize, stopped: &mut Vec<usize>) {
+        stopped.retain(|known| *known != worker);
+        self.cluster.workers[worker].kill();
+    }
+
+    /// Starts again what is down; what runs is left alone.
+    async fn up(&mut self, fault: Fault) {
+        match fault {
+            Fault::KillWorker | Fault::KillOwner => {
+                for worker in self.cluster.workers.iter_mut().filter(|worker| !worker.runs()) {
+                    worker.start();
+                }
+            }
+            Fault::KillApi if !self.cluster.nodes[0].runs() => self.cluster.nodes[0].start(),
+            Fault::RestartNats | Fault::WipeNats if !self.cluster.nats.process.runs() => {
+                self.cluster.nats.process.start();
+            }
+            Fault::CrashPostgres => self.postgres.resume(),
+            Fault::KillStorage => {
+                if let Some(storage) = &mut self.cluster.storage
+                    && !storage.process.runs()
+                {
+                    storage.process.start();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// How long the slowest import that was under way took to move on, from now.
+    async fn recover(&self) -> Duration {
+        let begun = Instant::now();
+        let mut waiting = None;
+        until_within(STUCK, "every import moves on", async || {
+            let now = self.standing().await?;
+            let waiting = waiting.get_or_insert_with(|| now.clone());
+            waiting.retain(|import, stood| now.get(import) == Some(stood));
+            waiting.is_empty().then_some(())
+        })
+        .await;
+        begun.elapsed()
+    }
+
+    /// The imports that somebody has to work on.
+    async fn standing(&self) -> Option<Standing> {
+        let sql = "SELECT i.id::text, concat_ws(' ', i.state, i.attempt, i.version, \
+                       (SELECT count(*) FROM longshore_chunks c \
+                        WHERE c.import_id = i.id AND c.attempt = i.attempt AND c.state = 'done')) \
+                   FROM longshore_imports i \
+                   WHERE i.state IN ('queued', 'planning', 'running', 'publishing', 'cancelling')";
+        let rows = self.watch.try_rows(sql).await?;
+        Some(rows.into_iter().map(|row| (row[0].clone().unwrap(), row[1].clone().unwrap())).collect())
+    }
+}
+
+/// The table for people, and the same as JSON.
+fn report(seed: u64, ran: Duration, breaker: &Breaker<'_>, made: &Made) {
+    let revision = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
+    let revision = revision.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    println!("\n| what | count |\n| --- | ---: |");
+    for (fault, count) in &breaker.faults {
+        println!("| {fault} | {count} |");
+    }
+    let slowest = breaker.slowest.as_secs_f64();
+    for (what, count) in [
+        ("kills of our processes", breaker.kills),
+        ("imports succeeded", made.succeeded),
+        ("imports failed, as they have to", made.failed),
+        ("imports cancelled", made.cancelled),
+        ("rows expected", made.expected),
+        ("rows found", made.found),
+        ("rows lost", made.lost),
+        ("rows too many", made.repeated),
+    ] {
+        println!("| {what} | {count} |");
+    }
+    println!("| slowest to move on, s | {slowest:.1} |\n");
+    let result = json!({
+        "revision": revision, "seed": seed, "seconds": ran.as_secs(), "faults": breaker.faults, "kills": breaker.kills,
+        "imports": {"succeeded": made.succeeded, "failed": made.failed, "cancelled": made.cancelled},
+        "rows": {"expected": made.expected, "found": made.found, "lost": made.lost, "too_many": made.repeated},
+        "slowest_recovery_seconds": slowest,
+    });
+    println!("{result}");
+    if let Ok(file) = std::env::var("CHAOS_JSON") {
+        std::fs::write(&file, format!("{result:#}\n")).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_at_any_moment_lose_and_repeat_nothing() {
+    let seed = seed();
+    let (seconds, kills) = (setting("SECONDS").unwrap_or(SECONDS), setting("KILLS"));
+    let faults = chosen();
+    let folder = tempfile::tempdir().unwrap();
+    let mut postgres = PostgresServer::start(folder.path());
+    let url = postgres.url();
+    let options = Options {
+        workers: 4,
+        events: true,
+        sweep: "1s",
+        chunk_size: "4000",
+        postgres: Some(&url),
+        ..Options::on(S3Kind::Minio)
+    };
+    let mut cluster = Cluster::start(&options).await;
+    // A connection of its own: the oracle's many comparisons do not keep it waiting.
+    let watch = cluster.database.again();
+    let database = cluster.database.again();
+    let load = Load::new(&cluster.api, &database, seed, (500, 8_000)).await;
+    let begun = Instant::now();
+    let mut breaker = Breaker {
+        cluster: &mut cluster,
+        postgres: &mut postgres,
+        random: StdRng::seed_from_u64(seed),
+        watch,
+        faults: BTreeMap::new(),
+        kills: 0,
+        slowest: Duration::ZERO,
+    };
+    let breaking = async {
+        let over = |breaker: &Breaker<'_>| match kills {
+            Some(kills) => breaker.kills >= kills,
+            None => begun.elapsed() >= Duration::from_secs(seconds),
+        };
+        while !over(&breaker) {
+            let pause = breaker.random.random_range(0..2_000);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            breaker.strike(&faults).await;
+        }
+        load.stop();
+    };
+    tokio::join!(breaking, futures::future::join_all((0..LANES).map(|lane| load.lane(lane))));
+    let made = load.assert_final().await;
+    report(seed, begun.elapsed(), &breaker, &made);
+    drop(breaker);
+    cluster.ready().await;
+    cluster.assert_clean_logs();
+}
