@@ -254,9 +254,10 @@ async fn a_chunk_written_twice_is_there_once(stage: Stage) {
 async fn a_stale_ticket_writes_nothing(stage: Stage) {
     let plan = plan("t", Target::NewTable, &ID_NAME);
     let old = ticket();
-    assert_eq!(stage.write(old, 0, &plan, ids(1, 1)).await, Written::Fenced, "nobody raised a fence");
+    stage.assert_set_back(old, &plan).await;
     stage.begin(old, &plan).await;
     let new = Ticket { epoch: Epoch(2), ..old };
+    stage.assert_set_back(new, &plan).await;
     assert_eq!(stage.destination.raise_fence(new).await.unwrap(), Some(FenceState::Open));
     assert_eq!(stage.destination.raise_fence(old).await.unwrap(), None);
     assert_eq!(stage.write(old, 0, &plan, ids(1, 1)).await, Written::Fenced);

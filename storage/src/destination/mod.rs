@@ -162,7 +162,8 @@ pub trait Destination: Send + Sync {
     /// Commits a chunk's rows, rejects and ledger row in one transaction, with the fence check in it (invariant 2). Where a
     /// ledger row is there already, it is the answer and nothing is written. When the connection breaks during COMMIT, the
     /// ledger is read over a new one. A row that the database cannot hold (a column of a type of its own, a NUL in a text)
-    /// becomes a reject, with its record from `lookup`.
+    /// becomes a reject, with its record from `lookup`. [`DestinationError::StagingLost`]: the staging table is gone, or the
+    /// fence is older than the ticket, which is handed out behind its raise: the database was set back.
     async fn write_chunk(
         &self,
         ticket: Ticket,

@@ -254,6 +254,12 @@ impl Stage {
         assert!(self.destination.prepare_staging(ticket, plan).await.unwrap());
     }
 
+    /// Fails unless a chunk of that ticket finds a fence that is older.
+    pub async fn assert_set_back(&self, ticket: Ticket, plan: &LoadPlan) {
+        let written = self.destination.write_chunk(ticket, ChunkIndex(0), plan, ids(1, 1), &Records).await;
+        assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
+    }
+
     pub async fn write(&self, ticket: Ticket, index: u32, plan: &LoadPlan, chunk: ParsedChunk) -> Written {
         self.destination.write_chunk(ticket, ChunkIndex(index), plan, chunk, &Records).await.unwrap()
     }

@@ -50,6 +50,11 @@ pub(super) async fn prepare(pool: &PgPool, ticket: Ticket, plan: &LoadPlan) -> R
     Ok(true)
 }
 
+/// Whoever hands out chunks has raised the fence to its epoch: where it is older, the database was set back.
+pub(super) fn set_back() -> DestinationError {
+    DestinationError::StagingLost { reason: "the fence is older than the chunk's owner".to_owned() }
+}
+
 /// Staged work is gone.
 pub(super) fn lost(name: &str) -> DestinationError {
     DestinationError::StagingLost { reason: format!("the table {name} is not there") }

@@ -35,6 +35,8 @@ const LOOKUPS: [Duration; 4] =
 /// What a chunk's transaction finds before it begins.
 struct Before {
     admitted: bool,
+    /// Whether the fence was never raised so far.
+    behind: bool,
     rows: Option<i64>,
     rejected: Option<i64>,
     schema: Option<String>,
@@ -65,6 +67,10 @@ pub(super) async fn write_chunk(
     if let (Some(rows), Some(rejected)) = (before.rows, before.rejected) {
         session.rollback().await;
         return Ok(Written::Committed(tally(rows, rejected)));
+    }
+    if before.behind {
+        session.rollback().await;
+        return Err(staging::set_back());
     }
     if !before.admitted {
         session.rollback().await;
@@ -129,8 +135,9 @@ async fn look(
     chunk: ChunkIndex,
     name: &str,
 ) -> Result<Before, DestinationError> {
-    let row: (bool, Option<i64>, Option<i64>, Option<String>) = sqlx::query_as(
+    let row: (bool, bool, Option<i64>, Option<i64>, Option<String>) = sqlx::query_as(
         "SELECT EXISTS (SELECT FROM longshore_fences WHERE import = $1 AND attempt = $2 AND epoch = $4 AND state = 'open') AS admitted, \
+                NOT EXISTS (SELECT FROM longshore_fences WHERE import = $1 AND epoch >= $4) AS behind, \
                 l.row_count AS rows, l.rejected, \
                 (SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relname = $5::name AND c.relkind = 'r' LIMIT 1) AS schema \
@@ -144,8 +151,8 @@ async fn look(
     .fetch_one(session.connection())
     .await
     .map_err(failure)?;
-    let (admitted, rows, rejected, schema) = row;
-    Ok(Before { admitted, rows, rejected, schema })
+    let (admitted, behind, rows, rejected, schema) = row;
+    Ok(Before { admitted, behind, rows, rejected, schema })
 }
 
 /// Inserts the ledger row; false where it is there already. A transaction that is about to commit the same chunk is waited for.

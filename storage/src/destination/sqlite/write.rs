@@ -10,7 +10,8 @@ use longshore_domain::{
 use longshore_parse::ParsedChunk;
 
 use super::connection::failure;
-use super::{fence, staging};
+use super::fence::Fence;
+use super::staging;
 use crate::destination::cells::{self, Cell, Column};
 use crate::destination::shape::Extent;
 use crate::destination::{DestinationError, LedgerRow, Ticket, Written, sql};
@@ -27,7 +28,9 @@ pub(super) fn write_chunk(
     if let Some(row) = committed(connection, ticket, chunk)? {
         return Ok(Written::Committed(Tally { rows: row.rows, rejected: row.rejected, ..Tally::default() }));
     }
-    if !fence::admits(connection, ticket)? {
+    let fence = Fence::read(connection, ticket.import)?;
+    let Some(fence) = fence.filter(|fence| fence.epoch >= ticket.epoch.0) else { return Err(staging::set_back()) };
+    if !fence.admits(ticket) {
         return Ok(Written::Fenced);
     }
     let name = sql::staging_name(ticket.import, ticket.attempt);
