@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use futures::stream::{self, BoxStream, StreamExt};
 use http::{HeaderMap, StatusCode, header};
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response};
 use tracing::debug;
 use url::Url;
 
@@ -28,10 +28,11 @@ const TRIES: u32 = 4;
 /// The pause before the second try; it doubles, and half of it is random.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a body may stand still. Whole bodies have no limit: they may be large.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long what is read may stand still, its head included: a connection that died without a word costs this much.
+/// Whole bodies have no limit: they may be large.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Answers without a body.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(8);
 /// A body of some MiB.
 const PUT_TIMEOUT: Duration = Duration::from_secs(120);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,6 +91,8 @@ pub(super) struct Inner {
     pub(super) endpoint: String,
     pub(super) signer: Signer,
     pub(super) client: Client,
+    /// Gives up what stands still. Not for what is sent: an answer to that begins behind its last byte.
+    reader: Client,
 }
 
 /// What became of one try.
@@ -120,17 +123,17 @@ impl S3Store {
             None => signer,
         };
         let endpoint = shown(&config.endpoint);
-        let client = Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(IDLE_TIMEOUT)
+        let build = |client: ClientBuilder| {
             // A redirect would need another signature.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| ObjectError::Refused {
+            let client = client.connect_timeout(CONNECT_TIMEOUT).redirect(reqwest::redirect::Policy::none());
+            client.build().map_err(|error| ObjectError::Refused {
                 endpoint: endpoint.clone(),
                 reason: format!("the HTTP client does not start: {}", causes(error)),
-            })?;
-        Ok(Self { inner: Arc::new(Inner { config, endpoint, signer, client }) })
+            })
+        };
+        let client = build(Client::builder().read_timeout(PUT_TIMEOUT))?;
+        let reader = build(Client::builder().read_timeout(IDLE_TIMEOUT))?;
+        Ok(Self { inner: Arc::new(Inner { config, endpoint, signer, client, reader }) })
     }
 
     pub(super) fn inner(&self) -> &Inner {
@@ -377,7 +380,7 @@ impl Inner {
     async fn open_once(&self, key: &str, range: ByteRange, etag: &str) -> Result<Response, Failure> {
         let (start, last) = (range.start.0, range.end.0 - 1);
         let request = self
-            .client
+            .reader
             .get(self.signer.get(key))
             .header(header::RANGE, format!("bytes={start}-{last}"))
             .header(header::IF_MATCH, format!("\"{etag}\""));
