@@ -27,13 +27,17 @@ pub mod cluster;
 pub mod data;
 pub mod load;
 pub mod nats_wire;
+pub mod pg_proxy;
 pub mod pollock;
 pub mod postgres;
 pub mod process;
+pub mod recovery;
 pub mod s3;
 pub mod servers;
 pub mod service;
 pub mod sse;
+pub mod toxiproxy;
+pub mod two_databases;
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;

@@ -40,6 +40,14 @@ impl Database {
         Self { url, pool, admin_url, name, owned: false }
     }
 
+    /// The same database on another server.
+    pub fn follow(&mut self, admin_url: &str) {
+        let mut url = url::Url::parse(admin_url).unwrap();
+        url.set_path(&self.name);
+        self.pool = PgPoolOptions::new().max_connections(4).connect_lazy(url.as_str()).unwrap();
+        (self.url, self.admin_url) = (url.to_string(), admin_url.to_owned());
+    }
+
     pub async fn run(&self, sql: &str) {
         let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await;
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));

@@ -92,15 +92,60 @@ impl Nats {
 pub struct PostgresServer {
     data: PathBuf,
     pub port: u16,
+    options: Vec<String>,
+    /// A disk of its own: its folder and its size, as `mount` takes it.
+    disk: Option<(PathBuf, String)>,
     running: bool,
 }
 
 impl PostgresServer {
     pub fn start(folder: &Path) -> Self {
-        let data = folder.join("postgres");
+        Self::start_with(folder, &["max_connections=100"])
+    }
+
+    /// With other settings than the default ones.
+    pub fn start_with(folder: &Path, options: &[&str]) -> Self {
+        let mut server = Self::in_folder(folder, "postgres", options);
+        server.init();
+        server.resume();
+        server
+    }
+
+    /// All tables and indexes that are made without a tablespace go to a small disk, which only this server sees and
+    /// which is gone with it. Its log and its write-ahead log stay where they are.
+    pub fn start_on_a_small_disk(folder: &Path, size: &str) -> Self {
+        let mut server = Self::in_folder(folder, "postgres", &["default_tablespace=small"]);
+        let disk = folder.join("disk");
+        std::fs::create_dir(&disk).unwrap();
+        server.own(&disk);
+        server.disk = Some((disk.clone(), size.to_owned()));
+        server.init();
+        server.resume();
+        server.run(&format!("CREATE TABLESPACE small LOCATION '{}'", disk.display()));
+        server
+    }
+
+    /// A streaming replica, which runs and has what the server has.
+    pub fn replica(&self, folder: &Path) -> Self {
+        let mut replica = Self::in_folder(folder, "replica", &["max_connections=100"]);
+        let mut copy = replica.tool("pg_basebackup");
+        copy.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "-D"]).arg(&replica.data);
+        shell(copy.args(["-d", &self.url()]));
+        replica.resume();
+        replica
+    }
+
+    /// A replica becomes a server that takes changes.
+    pub fn promote(&mut self) {
+        shell(self.tool("pg_ctl").args(["promote", "-w", "-D"]).arg(&self.data));
+    }
+
+    fn in_folder(folder: &Path, name: &str, options: &[&str]) -> Self {
+        let data = folder.join(name);
         std::fs::create_dir_all(&data).unwrap();
-        let mut server = Self { data, port: free_port(), running: false };
-        if server.is_root() {
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let server = Self { data, port: free_port(), options, disk: None, running: false };
+        if is_root() {
             // The account has to reach its folder.
             for step in folder
                 .ancestors()
@@ -108,16 +153,24 @@ impl PostgresServer {
             {
                 shell(Command::new("chmod").args(["o+x".as_ref(), step.as_os_str()]));
             }
-            shell(Command::new("chown").args(["postgres:".as_ref(), server.data.as_os_str()]));
         }
-        shell(
-            server
-                .tool("initdb")
-                .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync", "-D"])
-                .arg(&server.data),
-        );
-        server.resume();
+        server.own(&server.data);
         server
+    }
+
+    /// The server's account owns this folder, and nobody else may look into it.
+    fn own(&self, folder: &Path) {
+        shell(Command::new("chmod").args(["700".as_ref(), folder.as_os_str()]));
+        if is_root() {
+            shell(Command::new("chown").args(["postgres:".as_ref(), folder.as_os_str()]));
+        }
+    }
+
+    fn init(&self) {
+        let mut command = self.tool("initdb");
+        shell(
+            command.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync", "-D"]).arg(&self.data),
+        );
     }
 
     pub fn url(&self) -> String {
@@ -125,12 +178,17 @@ impl PostgresServer {
     }
 
     pub fn resume(&mut self) {
-        let options = format!(
-            "-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=100 -p {}",
-            self.port
-        );
+        let mut options = format!("-c listen_addresses=127.0.0.1 -c unix_socket_directories= -p {}", self.port);
+        for option in &self.options {
+            options += &format!(" -c {option}");
+        }
         let log = self.data.join("server.log");
-        shell(self.tool("pg_ctl").args(["start", "-w", "-o", &options, "-l"]).arg(log).arg("-D").arg(&self.data));
+        let mut start = self.tool("pg_ctl");
+        start.args(["start", "-w", "-o", &options, "-l"]).arg(log).arg("-D").arg(&self.data);
+        match &self.disk {
+            None => shell(&mut start),
+            Some((disk, size)) => shell(&mut on_a_disk(&start, disk, size)),
+        }
         self.running = true;
     }
 
@@ -140,14 +198,14 @@ impl PostgresServer {
         self.running = false;
     }
 
-    fn is_root(&self) -> bool {
-        let output = Command::new("id").arg("-u").output().unwrap();
-        output.stdout == b"0\n"
+    /// Runs a statement as its administrator.
+    pub fn run(&self, sql: &str) {
+        shell(self.tool("psql").args([&self.url(), "-XAtqc", sql]));
     }
 
     fn tool(&self, name: &str) -> Command {
         let path = format!("{}/{name}", server_setting("LONGSHORE_TEST_PG_BIN"));
-        let mut command = if self.is_root() {
+        let mut command = if is_root() {
             let mut command = Command::new("setpriv");
             command.args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--", &path]);
             command
@@ -165,6 +223,26 @@ impl Drop for PostgresServer {
             let _ = self.tool("pg_ctl").args(["stop", "-w", "-m", "immediate", "-D"]).arg(&self.data).output();
         }
     }
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output().unwrap();
+    output.stdout == b"0\n"
+}
+
+/// The same command where a folder is a disk of its own, for this command and what it starts.
+fn on_a_disk(command: &Command, folder: &Path, size: &str) -> Command {
+    let mut inside = Command::new("unshare");
+    if is_root() {
+        inside.arg("--mount");
+    } else {
+        inside.args(["--user", "--map-current-user", "--keep-caps", "--mount"]);
+    }
+    let script = "owner=$(stat -c uid=%u,gid=%g \"$1\") && mount -t tmpfs -o \"size=$2,mode=700,$owner\" tmpfs \"$1\" && \
+                  shift 2 && exec \"$@\"";
+    inside.args(["sh", "-c", script, "sh"]).arg(folder).arg(size).arg(command.get_program()).args(command.get_args());
+    inside.current_dir("/");
+    inside
 }
 
 fn shell(command: &mut Command) {
