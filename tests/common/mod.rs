@@ -33,6 +33,7 @@ pub mod postgres;
 pub mod process;
 pub mod recovery;
 pub mod s3;
+pub mod s3_faults;
 pub mod servers;
 pub mod service;
 pub mod sse;
