@@ -49,3 +49,11 @@ bench-rejects:
 # PostgreSQL, NATS, MinIO and versitygw for a try by hand; `deploy/servers stop DIR` ends them
 servers:
     deploy/servers start
+
+# The cluster under load with random faults: `just chaos SECONDS=3600`, `KILLS=1000`, `SEED=7`, `FAULTS=kill-worker,wipe-nats` (docs/reliability.md)
+chaos *SETTINGS:
+    deploy/servers run -- deploy/chaos {{SETTINGS}}
+
+# SIGKILL at every step of the protocol, so many times each
+kill-at-every-step KILLS="50":
+    deploy/servers run -- env KILLS={{KILLS}} cargo test --release --workspace --test failpoints -- --nocapture

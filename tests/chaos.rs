@@ -1,8 +1,8 @@
 //! The real cluster under load with random faults, many at once, chosen from a seed: every import has to end right, and
 //! everything has to move on once a fault is mended. `just chaos` runs it for longer.
 //!
-//! `SEED`, `SECONDS`, `KILLS` (ends it after so many), `FAULTS` (some of the names below, with commas between) and
-//! `CHAOS_JSON` (a file for the result) set it.
+//! `CHAOS_SECONDS`, `CHAOS_KILLS` (ends it after so many), `CHAOS_FAULTS` (some of the names below, with commas between),
+//! `CHAOS_SEED` and `CHAOS_JSON` (a file for the result) set it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod common;
@@ -77,12 +77,14 @@ impl Fault {
 }
 
 fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number")))
+    std::env::var(format!("CHAOS_{name}"))
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a whole number")))
 }
 
 /// The faults that were asked for.
 fn chosen() -> Vec<Fault> {
-    let Ok(names) = std::env::var("FAULTS") else { return Fault::ALL.map(|(_, fault)| fault).to_vec() };
+    let Ok(names) = std::env::var("CHAOS_FAULTS") else { return Fault::ALL.map(|(_, fault)| fault).to_vec() };
     let known = |name: &str| Fault::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, fault)| fault);
     names.split(',').map(|name| known(name).unwrap_or_else(|| panic!("there is no fault '{name}'"))).collect()
 }
@@ -255,7 +257,8 @@ fn report(seed: u64, ran: Duration, breaker: &Breaker<'_>, made: &Made) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faults_at_any_moment_lose_and_repeat_nothing() {
-    let seed = seed();
+    let seed = setting("SEED").unwrap_or_else(seed);
+    println!("CHAOS_SEED={seed}");
     let (seconds, kills) = (setting("SECONDS").unwrap_or(SECONDS), setting("KILLS"));
     let faults = chosen();
     let folder = tempfile::tempdir().unwrap();

@@ -586,6 +586,30 @@ async fn an_import_survives_kills_of_the_service() {
 }
 
 #[tokio::test]
+async fn an_upload_that_a_kill_cuts_off_leaves_nothing_and_is_sent_again() {
+    let mut service = serve(&[]).await;
+    let source = source(8, 30_000, 1, 0);
+    let size = source.csv.len();
+    let mut request = trips();
+    request["file"] = json!({"size": size});
+    let created = service.api.create(&request).await;
+    let uploads = service.folder.path().join("data/s3/staging");
+    let under_way = || std::fs::read_dir(&uploads).unwrap().count();
+    let half = service.api.begin_put(&created, &source.csv[..size / 2]).await;
+    until("the upload is under way", async || (under_way() > 0).then_some(())).await;
+    service.process.kill();
+    drop(half);
+    service.process.start();
+    service.process.ready().await;
+    assert_eq!(under_way(), 0);
+    let path = format!("/v1/imports/{}", id_of(&created));
+    assert_eq!(service.api.got(&path).await["state"], "awaiting_upload");
+    assert_eq!(service.api.put(&created, source.csv).await, 200);
+    assert_succeeded(&service.api.done(&id_of(&created)).await);
+    assert!(loaded(&service, "trips") == source.rows, "other rows");
+}
+
+#[tokio::test]
 async fn an_upload_url_outlives_a_restart() {
     let mut service = serve(&[]).await;
     let created = service.api.create(&trips()).await;

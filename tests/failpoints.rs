@@ -1,5 +1,5 @@
-//! SIGKILL at every step of the protocol, in real processes: at each point of `longshore_storage::failpoint`, while imports
-//! keep being made. `KILLS` sets how often at each point, `POINTS` (with commas between) at which.
+//! SIGKILL at every step of the protocol, in real processes: at each point of `longshore_storage::failpoint`, in a cluster while
+//! imports keep being made, and in the embedded service. `KILLS` sets how often at each point, `POINTS` (with commas between) at which.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod common;
@@ -10,11 +10,15 @@ use std::time::Duration;
 use longshore_storage::failpoint::{POINTS, Passed};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use serde_json::{Value, json};
 
+use common::api::{Api, assert_failed, assert_succeeded, id_of};
 use common::cluster::{Cluster, Options};
+use common::data::{columns, source};
 use common::load::Load;
 use common::process::Process;
 use common::s3::S3Kind;
+use common::service::{Service, open, serve};
 use common::{seed, until_within};
 
 /// Imports that run at once.
@@ -106,4 +110,87 @@ async fn a_kill_at_every_step_loses_and_repeats_nothing() {
     );
     cluster.ready().await;
     cluster.assert_clean_logs();
+}
+
+/// An import of the embedded service, with a bad row where it has to fail.
+async fn embedded_import(service: &mut Mortal, passed: Passed, random: &mut StdRng) {
+    let fails = passed == Passed::NodeFails;
+    let made = source(random.random(), 500, 1, if fails { 100 } else { 0 });
+    let request = json!({"destination": {"table": "trips"}, "columns": columns()});
+    let created = tried_again(service, async |api: Api| {
+        let url = format!("{}/v1/imports", api.base);
+        let answer = api.http.post(url).header("idempotency-key", "once").json(&request).send().await.ok()?;
+        answer.status().is_success().then_some(answer.json::<Value>().await.ok()?)
+    })
+    .await;
+    let id = id_of(&created);
+    tried_again(service, async |api: Api| {
+        let mut put = api.http.put(created["upload"]["url"].as_str()?).body(made.csv.clone());
+        for (name, value) in created["upload"]["headers"].as_object()? {
+            put = put.header(name, value.as_str()?);
+        }
+        let status = put.send().await.ok()?.status().as_u16();
+        (status == 200 || status == 412).then_some(())
+    })
+    .await;
+    tried_again(service, async |api: Api| {
+        let url = format!("{}/v1/imports/{id}/complete", api.base);
+        let status = api.http.post(url).send().await.ok()?.status().as_u16();
+        (status == 202).then_some(())
+    })
+    .await;
+    let import = tried_again(service, async |api: Api| {
+        let answer = api.http.get(format!("{}/v1/imports/{id}", api.base)).send().await.ok()?;
+        answer.json::<Value>().await.ok().filter(|import| import["done"] == true)
+    })
+    .await;
+    let tables = open(&service.0.sqlite());
+    let count = "SELECT count(*) FROM sqlite_schema WHERE name = 'trips'";
+    let exists: u64 = tables.query_row(count, [], |row| row.get(0)).unwrap();
+    if fails {
+        assert_failed(&import, "too-many-rejects");
+        assert_eq!(exists, 0);
+    } else {
+        assert_succeeded(&import);
+        let sql = "SELECT count(*), count(DISTINCT id), sum(id) FROM trips";
+        let found: (u64, u64, u64) =
+            tables.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        assert_eq!(found, (500, 500, 500 * 501 / 2));
+    }
+    let sql = "SELECT (SELECT count(*) FROM longshore_ledger) + \
+               (SELECT count(*) FROM sqlite_schema WHERE name LIKE 'longshore_staging_%')";
+    assert_eq!(tables.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap(), 0, "something was left behind");
+}
+
+/// A service, and how often it died as it was to.
+struct Mortal(Service, u32);
+
+/// Tries until there is an answer; starts the service again when it died.
+async fn tried_again<T>(Mortal(service, deaths): &mut Mortal, mut what: impl AsyncFnMut(Api) -> Option<T>) -> T {
+    until_within(PATIENCE, "the service answers", async || {
+        if died(&mut service.process) {
+            *deaths += 1;
+            service.process.set("FAILPOINTS", None);
+            service.process.start();
+            service.process.ready().await;
+        }
+        what(service.api.clone()).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_kill_at_every_step_of_the_embedded_service_loses_and_repeats_nothing() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    for (point, passed) in POINTS {
+        let mut service = serve(&[("CHUNK_SIZE", "3000")]).await;
+        service.process.kill();
+        service.process.set("FAILPOINTS", Some(&format!("{point}=return")));
+        service.process.start();
+        service.process.ready().await;
+        let mut service = Mortal(service, 0);
+        embedded_import(&mut service, passed, &mut random).await;
+        assert_eq!(service.1, 1, "nobody passed {point}: {}", service.0.process.log());
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::{DEADLINE, LOOK_EVERY, until_within};
 
@@ -72,8 +73,8 @@ impl Api {
         request.send().await.unwrap().status()
     }
 
-    /// Sends only a part of what was declared, and goes away.
-    pub async fn put_part(&self, created: &Value, part: &[u8]) {
+    /// Sends only a part of what was declared, and leaves the connection open.
+    pub async fn begin_put(&self, created: &Value, part: &[u8]) -> TcpStream {
         let upload = &created["upload"];
         let url: reqwest::Url = upload["url"].as_str().unwrap().parse().unwrap();
         let (host, port) = (url.host_str().unwrap(), url.port().unwrap());
@@ -81,9 +82,15 @@ impl Api {
         for (name, value) in upload["headers"].as_object().unwrap() {
             head += &format!("{name}: {}\r\n", value.as_str().unwrap());
         }
-        let mut socket = tokio::net::TcpStream::connect((host, port)).await.unwrap();
+        let mut socket = TcpStream::connect((host, port)).await.unwrap();
         socket.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
         socket.write_all(part).await.unwrap();
+        socket
+    }
+
+    /// Sends only a part of what was declared, and goes away.
+    pub async fn put_part(&self, created: &Value, part: &[u8]) {
+        let mut socket = self.begin_put(created, part).await;
         socket.shutdown().await.unwrap();
         // The storage has seen the end when it closes its side, whatever it says.
         let mut answer = Vec::new();

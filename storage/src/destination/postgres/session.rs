@@ -7,7 +7,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgPool};
 use sqlx::{AssertSqlSafe, Postgres};
 
-use longshore_domain::{ImportId, Problem, ProblemKind};
+use longshore_domain::ImportId;
 
 use crate::destination::{DestinationError, Ticket, sql};
 
@@ -126,14 +126,14 @@ pub(super) fn failure(error: sqlx::Error) -> DestinationError {
         return DestinationError::Unavailable { reason };
     };
     let code = error.code();
-    let passing = ["08", "25", "28", "3D", "40", "53", "55", "57", "58"];
+    // XX, the server's own faults: a disk that refuses may be one, and so may memory.
+    let passing = ["08", "25", "28", "3D", "40", "53", "55", "57", "58", "XX"];
     if passing.iter().any(|class| code.starts_with(class)) {
         return DestinationError::Unavailable { reason: describe(error) };
     }
     match code {
         "42501" => sql::refused(format!("{}; grant the right to the service's role", describe(error))),
         "3F000" => sql::refused(format!("{}; create the schema first", describe(error))),
-        _ if code.starts_with("XX") => DestinationError::Refused(Problem::new(ProblemKind::Internal, describe(error))),
         _ => sql::refused(describe(error)),
     }
 }
