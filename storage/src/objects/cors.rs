@@ -99,7 +99,7 @@ async fn ensure(inner: &Inner, origins: &CorsOrigins) -> Result<(), ObjectError>
 async fn read(inner: &Inner) -> Result<Element, ObjectError> {
     let response = inner.retrying(async || {
         let request = inner.client.get(inner.signer.get_configuration("cors")).timeout(CALL_TIMEOUT);
-        let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+        let response = inner.send(request).await?;
         let status = response.status();
         if status.is_success() {
             return response.bytes().await.map(Some).map_err(|error| Failure::Again(causes(error)));
@@ -135,7 +135,7 @@ async fn write(inner: &Inner, configuration: &Element) -> Result<(), ObjectError
                 // S3 wants a checksum of this one.
                 .header("content-md5", &sum)
                 .body(body.clone());
-            let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+            let response = inner.send(request).await?;
             let status = response.status();
             if status.is_success() {
                 return Ok(());

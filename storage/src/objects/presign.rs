@@ -1,8 +1,10 @@
 //! Signatures (SigV4 in the query string), shared by every storage. Nothing here talks to anyone.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use jiff::Timestamp;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use url::Url;
 
@@ -14,6 +16,9 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long our own requests are valid: as much as S3 servers forgive clocks that disagree.
 const OWN_REQUESTS: Duration = Duration::from_secs(15 * 60);
 
+/// Clocks that differ by no more than this are taken for the same, in seconds.
+const SAME_CLOCK: i64 = 60;
+
 /// Where a storage is reached and with what rights.
 pub(super) struct Signer {
     internal: Bucket,
@@ -22,6 +27,8 @@ pub(super) struct Signer {
     credentials: Credentials,
     /// What clients get; where they may do less than we.
     upload_credentials: Option<Credentials>,
+    /// How far the storage's clock is ahead of ours, in seconds: signatures count by its clock, so they are dated by it.
+    clock_ahead: AtomicI64,
 }
 
 impl Signer {
@@ -47,6 +54,7 @@ impl Signer {
             public: at(public_endpoint)?,
             credentials: Credentials::new(access_key_id, secret_access_key.expose()),
             upload_credentials: None,
+            clock_ahead: AtomicI64::new(0),
         })
     }
 
@@ -69,53 +77,87 @@ impl Signer {
         for (name, value) in &headers {
             action.headers_mut().insert(name.as_str(), value.as_str());
         }
-        // The signature counts from a moment that is never before this one.
-        let now = Utc::now().timestamp();
+        let now = self.now();
         let seconds = i64::try_from(expires_in.as_secs()).unwrap_or(i64::MAX);
-        let url = action.sign(expires_in).into();
-        let expires_at = DateTime::from_timestamp(now, 0).unwrap_or_default() + TimeDelta::seconds(seconds);
+        let url = action.sign_with_time(expires_in, &timestamp(now)).into();
+        let expires_at = now + TimeDelta::seconds(seconds);
         PresignedPut { url, headers, expires_at }
     }
 
+    /// The time by the storage's clock, in whole seconds.
+    fn now(&self) -> DateTime<Utc> {
+        let now = Utc::now().timestamp() + self.clock_ahead.load(Ordering::Relaxed);
+        DateTime::from_timestamp(now, 0).unwrap_or_default()
+    }
+
+    /// The storage said what time it is: where its clock is another one, what is signed from here on is dated by it.
+    pub(super) fn learn(&self, time: DateTime<Utc>) {
+        if (time - self.now()).num_seconds().abs() <= SAME_CLOCK {
+            return;
+        }
+        let ahead = (time - Utc::now()).num_seconds();
+        let ahead = if ahead.abs() <= SAME_CLOCK { 0 } else { ahead };
+        self.clock_ahead.store(ahead, Ordering::Relaxed);
+        tracing::warn!(
+            ahead,
+            "the object storage's clock is another one, in seconds: signatures are dated by it from here on"
+        );
+    }
+
+    /// Whether a signed URL is dated so far from this time that a server refuses it.
+    pub(super) fn is_misdated(url: &Url, time: DateTime<Utc>) -> bool {
+        let date = url.query_pairs().find(|(name, _)| name == "X-Amz-Date");
+        let date = date.and_then(|(_, date)| NaiveDateTime::parse_from_str(&date, "%Y%m%dT%H%M%SZ").ok());
+        date.is_some_and(|date| (date.and_utc() - time).num_seconds().abs() > SAME_CLOCK)
+    }
+
+    fn sign<'a>(&self, action: impl S3Action<'a>) -> Url {
+        action.sign_with_time(OWN_REQUESTS, &timestamp(self.now()))
+    }
+
     pub(super) fn head(&self, key: &str) -> Url {
-        self.internal.head_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+        self.sign(self.internal.head_object(Some(&self.credentials), key))
     }
 
     pub(super) fn get(&self, key: &str) -> Url {
-        self.internal.get_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+        self.sign(self.internal.get_object(Some(&self.credentials), key))
     }
 
     /// A PUT of our own, with our own rights.
     pub(super) fn put_own(&self, key: &str) -> Url {
-        self.internal.put_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+        self.sign(self.internal.put_object(Some(&self.credentials), key))
     }
 
     pub(super) fn delete(&self, key: &str) -> Url {
-        self.internal.delete_object(Some(&self.credentials), key).sign(OWN_REQUESTS)
+        self.sign(self.internal.delete_object(Some(&self.credentials), key))
     }
 
     pub(super) fn head_bucket(&self) -> Url {
-        self.internal.head_bucket(Some(&self.credentials)).sign(OWN_REQUESTS)
+        self.sign(self.internal.head_bucket(Some(&self.credentials)))
     }
 
     /// A GET of one of the bucket's configurations, `cors` or `notification`: the bucket is the object without a name.
     pub(super) fn get_configuration(&self, name: &'static str) -> Url {
         let mut action = self.internal.get_object(Some(&self.credentials), "");
         action.query_mut().insert(name, "");
-        action.sign(OWN_REQUESTS)
+        self.sign(action)
     }
 
     /// Replaces one of the bucket's configurations.
     pub(super) fn put_configuration(&self, name: &'static str) -> Url {
         let mut action = self.internal.put_object(Some(&self.credentials), "");
         action.query_mut().insert(name, "");
-        action.sign(OWN_REQUESTS)
+        self.sign(action)
     }
 
     /// Where a key is, without a signature.
     pub(super) fn object_address(&self, key: &str) -> Url {
         self.internal.object_url(key)
     }
+}
+
+fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp::from_second(time.timestamp()).unwrap_or_default()
 }
 
 /// An endpoint for logs and errors: no credentials, no path.
@@ -195,6 +237,27 @@ mod tests {
             assert_eq!(url.path(), "/imports/");
             assert!(url.query_pairs().any(|(name, value)| name == "cors" && value.is_empty()), "{url}");
         }
+    }
+
+    #[test]
+    fn signatures_are_dated_by_the_storages_clock() {
+        let signer = signer();
+        let there = |hours| Utc::now() + TimeDelta::hours(hours);
+        let (before, put) = (signer.get("k"), signer.put("k", &terms(None)));
+        assert!(!Signer::is_misdated(&before, there(0)) && Signer::is_misdated(&before, there(1)));
+        for hours in [1, -1] {
+            signer.learn(there(hours));
+            for url in [signer.get("k"), signer.head_bucket(), signer.put_configuration("cors")] {
+                assert!(!Signer::is_misdated(&url, there(hours)), "{url}");
+            }
+            let later = signer.put("k", &terms(None));
+            assert!(!Signer::is_misdated(&Url::parse(&later.url).unwrap(), there(hours)), "{}", later.url);
+            let moved = (later.expires_at - put.expires_at).num_seconds();
+            assert!((moved - hours * 3600).abs() < SAME_CLOCK, "{moved}");
+        }
+        // Our clock was set right.
+        signer.learn(there(0) + TimeDelta::seconds(2));
+        assert_eq!(signer.clock_ahead.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -289,17 +289,42 @@ impl Inner {
         }
     }
 
+    /// Sends a request. The answer says what time it is at the storage: what was refused under a date of our own clock, where that
+    /// is another one, is worth another try under the right date.
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        match self.send_dated(request).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(Failure::Again("it was signed under another date than the storage's".into())),
+            Err(error) => Err(Failure::Again(causes(error))),
+        }
+    }
+
+    /// `None`: refused, under a date that is not the storage's.
+    async fn send_dated(&self, request: RequestBuilder) -> Result<Option<Response>, reqwest::Error> {
+        let request = request.build()?;
+        let url = request.url().clone();
+        let answer = self.client.execute(request).await?;
+        let Some(time) = text(answer.headers(), header::DATE).and_then(|date| DateTime::parse_from_rfc2822(date).ok())
+        else {
+            return Ok(Some(answer));
+        };
+        let time = time.with_timezone(&Utc);
+        self.signer.learn(time);
+        let misdated = answer.status().is_client_error() && Signer::is_misdated(&url, time);
+        Ok(Some(answer).filter(|_| !misdated))
+    }
+
     /// One look, without another try. A key that may only read objects may not look at the bucket: then an object that
     /// nobody has says whether there is one.
     async fn bucket_exists(&self) -> Result<bool, ObjectError> {
-        match self.look_once(self.client.head(self.signer.head_bucket())).await?.status() {
+        match self.look_once(|| self.client.head(self.signer.head_bucket())).await?.status() {
             status if status.is_success() => return Ok(true),
             StatusCode::NOT_FOUND => return Ok(false),
             StatusCode::FORBIDDEN => {}
             status => return Err(self.final_failure(status, None)),
         }
         let key = format!("{}{PROBE}", self.config.events_prefix);
-        let answer = self.look_once(self.client.get(self.signer.get(&key))).await?;
+        let answer = self.look_once(|| self.client.get(self.signer.get(&key))).await?;
         let status = answer.status();
         if status.is_success() {
             return Ok(true);
@@ -311,8 +336,16 @@ impl Inner {
         }
     }
 
-    async fn look_once(&self, request: RequestBuilder) -> Result<Response, ObjectError> {
-        request.timeout(CHECK_TIMEOUT).send().await.map_err(|error| self.unavailable(causes(error)))
+    /// Twice only where the first was under a wrong date.
+    async fn look_once(&self, request: impl Fn() -> RequestBuilder) -> Result<Response, ObjectError> {
+        for _ in 0..2 {
+            match self.send_dated(request().timeout(CHECK_TIMEOUT)).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                Err(error) => return Err(self.unavailable(causes(error))),
+            }
+        }
+        Err(self.unavailable("its clock jumps".into()))
     }
 
     /// [`Self::failure`], where nothing is tried again.
@@ -325,7 +358,7 @@ impl Inner {
 
     async fn head_once(&self, key: &str) -> Result<Option<ObjectHead>, Failure> {
         let request = self.client.head(self.signer.head(key)).timeout(HEAD_TIMEOUT);
-        let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+        let response = self.send(request).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Ok(None),
@@ -344,7 +377,7 @@ impl Inner {
 
     async fn put_once(&self, key: &str, bytes: Bytes) -> Result<String, Failure> {
         let request = self.client.put(self.signer.put_own(key)).body(bytes).timeout(PUT_TIMEOUT);
-        let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+        let response = self.send(request).await?;
         let status = response.status();
         if !status.is_success() {
             let code = error_code(response).await;
@@ -355,7 +388,7 @@ impl Inner {
 
     async fn delete_once(&self, key: &str) -> Result<(), Failure> {
         let request = self.client.delete(self.signer.delete(key)).timeout(HEAD_TIMEOUT);
-        let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+        let response = self.send(request).await?;
         let status = response.status();
         if status.is_success() {
             return Ok(());
@@ -384,7 +417,7 @@ impl Inner {
             .get(self.signer.get(key))
             .header(header::RANGE, format!("bytes={start}-{last}"))
             .header(header::IF_MATCH, format!("\"{etag}\""));
-        let response = request.send().await.map_err(|error| Failure::Again(causes(error)))?;
+        let response = self.send(request).await?;
         let status = response.status();
         if status != StatusCode::PARTIAL_CONTENT {
             if status.is_success() {
