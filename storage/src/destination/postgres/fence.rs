@@ -2,7 +2,7 @@
 
 use sqlx::postgres::{PgConnection, PgPool};
 
-use longshore_domain::ImportId;
+use longshore_domain::{ChunkIndex, ImportId};
 
 use super::session::{self, Commit, Session, Work, failure};
 use super::staging;
@@ -175,6 +175,26 @@ pub(super) async fn raise(pool: &PgPool, ticket: Ticket) -> Result<Option<FenceS
 /// in the ledger, or is not wanted.
 pub(super) async fn end_sessions(pool: &PgPool, ticket: Ticket) -> Result<(), DestinationError> {
     terminate(pool, ticket, Whose::All).await
+}
+
+/// Ends what an earlier worker on a chunk left open, one that was stopped behind its ledger row: the caller has the chunk now.
+pub(super) async fn end_chunk_sessions(
+    pool: &PgPool,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+) -> Result<(), DestinationError> {
+    let mut session = Session::begin(pool, None, Work::Short).await?;
+    let ended: i64 = sqlx::query_scalar(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+         WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = $1",
+    )
+    .bind(session::chunk_name(ticket, chunk))
+    .fetch_one(session.connection())
+    .await
+    .map_err(failure)?;
+    session.rollback().await;
+    tracing::info!(import_id = %ticket.import, chunk = chunk.0, sessions = ended, "ended sessions of the chunk");
+    Ok(())
 }
 
 async fn raise_once(pool: &PgPool, ticket: Ticket) -> Result<Option<FenceState>, DestinationError> {

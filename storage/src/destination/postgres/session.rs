@@ -7,7 +7,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgPool};
 use sqlx::{AssertSqlSafe, Postgres};
 
-use longshore_domain::ImportId;
+use longshore_domain::{ChunkIndex, ImportId};
 
 use crate::destination::{DestinationError, Ticket, sql};
 
@@ -45,6 +45,12 @@ pub(super) fn application_name(ticket: Ticket) -> String {
     format!("{}{}/{}", application_prefix(ticket.import), ticket.epoch, ticket.attempt)
 }
 
+/// What a session that writes a chunk is called, so that the next worker on that chunk finds it: the import's name and
+/// `/<chunk>`.
+pub(super) fn chunk_name(ticket: Ticket, chunk: ChunkIndex) -> String {
+    format!("{}/{chunk}", application_name(ticket))
+}
+
 /// What the names of an import's sessions begin with.
 pub(super) fn application_prefix(import: ImportId) -> String {
     format!("longshore/{import}/")
@@ -53,7 +59,11 @@ pub(super) fn application_prefix(import: ImportId) -> String {
 impl Session {
     /// Begins a transaction. Its limits are set in it, so that they hold for whatever pool was given, behind a pooler too.
     pub(super) async fn begin(pool: &PgPool, who: Option<Ticket>, work: Work) -> Result<Self, DestinationError> {
-        let name = who.map_or_else(|| "longshore".to_owned(), application_name);
+        Self::begin_as(pool, &who.map_or_else(|| "longshore".to_owned(), application_name), work).await
+    }
+
+    /// The same under a name of its own, which is none of a request's.
+    pub(super) async fn begin_as(pool: &PgPool, name: &str, work: Work) -> Result<Self, DestinationError> {
         let (statement, idle) = match work {
             Work::Short => (PATIENCE_SECONDS, PATIENCE_SECONDS),
             Work::Long => (0, 10 * PATIENCE_SECONDS),

@@ -61,7 +61,7 @@ pub(super) async fn write_chunk(
     lookup: &dyn RecordLookup,
 ) -> Result<Written, DestinationError> {
     let extent = check_chunk(plan, &parsed)?;
-    let mut session = Session::begin(pool, Some(ticket), Work::Long).await?;
+    let mut session = Session::begin_as(pool, &session::chunk_name(ticket, chunk), Work::Long).await?;
     let name = sql::staging_name(ticket.import, ticket.attempt);
     let before = look(&mut session, ticket, chunk, &name).await?;
     if let (Some(rows), Some(rejected)) = (before.rows, before.rejected) {
@@ -95,13 +95,25 @@ pub(super) async fn write_chunk(
             copy.copied
         )));
     }
-    if !record(&mut session, ticket, chunk, extent, rejected).await? {
-        // Another worker committed this chunk meanwhile; its answer is the chunk's.
-        session.rollback().await;
-        return match committed(pool, ticket, chunk).await? {
-            Some(tally) => Ok(Written::Committed(tally)),
-            None => Ok(Written::Fenced),
-        };
+    match record(&mut session, ticket, chunk, extent, rejected).await {
+        Ok(true) => {}
+        Ok(false) => {
+            // Another worker committed this chunk meanwhile; its answer is the chunk's.
+            session.rollback().await;
+            return match committed(pool, ticket, chunk).await? {
+                Some(tally) => Ok(Written::Committed(tally)),
+                None => Ok(Written::Fenced),
+            };
+        }
+        Err(error) => {
+            if session::is_lock_timeout(&error) {
+                // Whoever had this chunk before was stopped behind its ledger row, and PostgreSQL would wait for it for
+                // minutes. The chunk is ours now: the next try finds the ledger free.
+                session.rollback().await;
+                fence::end_chunk_sessions(pool, ticket, chunk).await?;
+            }
+            return Err(error);
+        }
     }
     rejects::insert(session.connection(), ticket, rejects::Found::InChunk, &rejects).await.map_err(failure)?;
     if !fence::admits(&mut session, ticket, Lock::Share).await? {
