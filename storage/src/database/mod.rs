@@ -105,7 +105,7 @@ impl Database {
                 options.application_name("longshore").options([
                     ("statement_timeout", "30s"),
                     ("lock_timeout", "10s"),
-                    ("idle_in_transaction_session_timeout", "30s"),
+                    ("idle_in_transaction_session_timeout", "10s"),
                     ("tcp_keepalives_idle", "10"),
                     ("tcp_keepalives_interval", "5"),
                     ("tcp_keepalives_count", "3"),
