@@ -21,6 +21,10 @@ const INSERT_AT_ONCE: usize = 1000;
 /// How often a merge of wider types is tried while others change them.
 const WIDEN_TRIES: usize = 20;
 
+/// A chunk that was claimed this often without an end kills whoever works on it: nobody claims it again, and its owner gives
+/// the import up.
+pub const CLAIMS_AT_MOST: u32 = 20;
+
 /// Where a chunk's text is, when it is not the object's own bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedText {
@@ -131,7 +135,7 @@ impl ChunkRecord {
 pub enum ChunkClaim {
     /// It is this worker's, until its claim runs out.
     Claimed(ChunkRecord),
-    /// Another worker holds it, or it is done, or the job is of an older epoch or attempt: nothing to do.
+    /// Another worker holds it, or it is done, or was claimed too often, or the job is of an older epoch or attempt: nothing to do.
     NotNow,
 }
 
@@ -228,6 +232,7 @@ impl Database {
             .col_expr(chunks::Column::ClaimUntilMs, self.lease_end())
             .filter(of_job(job))
             .filter(chunks::Column::State.is_in([ChunkState::Pending.as_str(), ChunkState::Running.as_str()]))
+            .filter(chunks::Column::Claims.lt(number(CLAIMS_AT_MOST)))
             .filter(Expr::col(chunks::Column::ClaimUntilMs).lt(self.now_ms()))
             .exec_with_returning(&self.connection)
             .await?;

@@ -27,7 +27,7 @@ use sea_orm::{
 use crate::destination::gate::WriteGate;
 
 pub use backlog::Backlog;
-pub use chunks::{ChunkClaim, ChunkRecord, DecodedText, NewChunk, OpenChunk};
+pub use chunks::{CLAIMS_AT_MOST, ChunkClaim, ChunkRecord, DecodedText, NewChunk, OpenChunk};
 pub use clients::{Created, Effect, IdempotencyKey};
 pub use control::Control;
 pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};
