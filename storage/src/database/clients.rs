@@ -52,7 +52,7 @@ impl Database {
     /// # Errors
     /// [`DatabaseError`]
     pub async fn create(&self, new: &NewImport, key: Option<&IdempotencyKey>) -> Result<Created, DatabaseError> {
-        let row = row_of(new)?;
+        let row = row_of(new, self.read_clock().await?)?;
         let Some(key) = key else {
             let _turn = self.turn().await;
             let row = Entity::insert(row).exec_with_returning(&self.connection).await?;

@@ -166,8 +166,8 @@ pub(super) fn write_json<T: serde::Serialize>(what: &str, value: &T) -> Result<S
     serde_json::to_string(value).map_err(|error| DatabaseError::corrupt(what, error))
 }
 
-/// The row of a new import.
-pub(super) fn row_of(new: &NewImport) -> Result<ActiveModel, DatabaseError> {
+/// The row of an import that is made at that time, in milliseconds since 1970.
+pub(super) fn row_of(new: &NewImport, created_ms: i64) -> Result<ActiveModel, DatabaseError> {
     Ok(ActiveModel {
         id: ActiveValue::Set(new.id.0),
         version: ActiveValue::Set(1),
@@ -181,7 +181,7 @@ pub(super) fn row_of(new: &NewImport) -> Result<ActiveModel, DatabaseError> {
         table_name: ActiveValue::Set(new.request.destination.table.to_string()),
         object_key: ActiveValue::Set(new.object_key.clone()),
         url_expires_ms: ActiveValue::Set(new.url_expires_at.timestamp_millis()),
-        created_ms: ActiveValue::Set(Utc::now().timestamp_millis()),
+        created_ms: ActiveValue::Set(created_ms),
         scan_done: ActiveValue::Set(false),
         bytes_done: ActiveValue::Set(0),
         rows_read: ActiveValue::Set(0),

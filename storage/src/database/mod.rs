@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeZone, Utc};
-use sea_orm::sea_query::{Expr, SimpleExpr};
+use sea_orm::sea_query::{Expr, Query, SimpleExpr};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DbErr, Statement, TransactionTrait,
 };
@@ -151,6 +151,14 @@ impl Database {
             DatabaseBackend::Postgres => "(extract(epoch from clock_timestamp()) * 1000)::bigint",
             _ => "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)",
         })
+    }
+
+    /// What it says just now.
+    async fn read_clock(&self) -> Result<i64, DatabaseError> {
+        let select = Query::select().expr_as(self.now_ms(), "now").to_owned();
+        let row = self.connection.query_one(&select).await?;
+        let row = row.ok_or_else(|| DatabaseError::corrupt("clock", "it did not answer"))?;
+        Ok(row.try_get("", "now")?)
     }
 
     /// A turn before SQLite's one writer; control writes come before chunks.
