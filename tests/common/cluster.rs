@@ -136,6 +136,21 @@ impl Cluster {
         }
     }
 
+    /// One more worker, with more settings; it is not waited for.
+    pub fn start_worker_with(&mut self, more: &Env) {
+        let name = format!("worker-{}", self.workers.len() + 1);
+        let env = self.env.iter().chain(more).cloned().collect();
+        self.workers.push(Process::longshore(&name, "worker", env, &self.logs));
+    }
+
+    /// Another API with more settings instead of the one that there is; it is not waited for.
+    pub fn replace_api_with(&mut self, more: &Env) {
+        self.nodes.clear();
+        let env = self.env.iter().chain(more).cloned().collect();
+        self.nodes.push(Process::longshore("another-api", "api", env, &self.logs));
+        self.api = Api::new(&self.nodes[0].base);
+    }
+
     /// A node of another build of the program, on the same settings.
     pub fn start_other(&self, program: &str, name: &str, role: &str) -> Process {
         Process::of_program(program, name, role, self.env.clone(), &self.logs)
@@ -166,6 +181,15 @@ impl Cluster {
             for secret in [S3_PASSWORD, "longshore-test-secret", "X-Amz-Signature="] {
                 assert!(!log.contains(secret), "{} wrote {secret}", process.name());
             }
+        }
+    }
+
+    /// Fails where a node wrote of an error.
+    pub fn assert_no_errors(&self) {
+        for process in self.nodes.iter().chain(&self.workers) {
+            let log = process.log();
+            let error = log.lines().find(|line| line.contains(" ERROR "));
+            assert!(error.is_none(), "{}: {error:?}", process.name());
         }
     }
 

@@ -24,6 +24,7 @@
 pub mod api;
 pub mod browser;
 pub mod cluster;
+pub mod copies;
 pub mod data;
 pub mod load;
 pub mod nats_wire;

@@ -5,7 +5,7 @@ use std::process::Command;
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Row as _, ValueRef as _};
 
-use super::{server_setting, unique};
+use super::{server_setting, unique, until};
 
 /// A database; it is dropped with the test.
 pub struct Database {
@@ -121,6 +121,32 @@ impl Database {
             panic!("{table}: {found:?}, wanted {wanted:?}: {:?}", self.rows(&differ).await);
         }
         self.run(&format!("DROP TABLE {oracle}")).await;
+    }
+
+    /// A transaction that locks something until it is dropped: whoever needs it waits, and is seen to.
+    pub async fn lock(&self, statement: &str) -> sqlx::Transaction<'static, sqlx::Postgres> {
+        let mut transaction = self.pool.begin().await.unwrap();
+        let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut *transaction).await;
+        done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        transaction
+    }
+
+    /// The one staging table, quoted, as soon as it is there.
+    pub async fn staging_table(&self) -> String {
+        let sql = "SELECT relname::text FROM pg_class WHERE relname LIKE 'longshore\\_staging\\_%' AND relkind = 'r'";
+        until("there is a staging table", async || {
+            self.rows(sql).await.first().map(|row| format!("\"{}\"", row[0].as_ref().unwrap()))
+        })
+        .await
+    }
+
+    /// How many transactions of an import are open in the destination.
+    pub async fn sessions_of(&self, import: &str) -> u64 {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name LIKE 'longshore/{import}/%'"
+        );
+        self.one(&sql).await.parse().unwrap()
     }
 
     /// Fails where anything but fences and rejects stayed behind.
