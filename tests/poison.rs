@@ -1,0 +1,139 @@
+//! Chunks that kill whoever works on them: given up after so many tries, with the reason; and a worker that is out of memory,
+//! which costs a chunk's retry and not the import.
+//!
+//! Nothing of this depends on the object storage, so each test has one.
+//!
+//! Needs `deploy/servers test`.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod common;
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use common::api::{assert_failed, assert_succeeded, id_of};
+use common::cluster::{Cluster, Options};
+use common::data::{columns, source};
+use common::process::{Env, settings};
+use common::s3::S3Kind;
+use common::{seed, until};
+
+/// After so many tries a chunk is given up (`docs/api.md`).
+const CLAIMS_AT_MOST: i64 = 20;
+
+async fn begin(cluster: &Cluster, request: &Value, csv: Vec<u8>) -> String {
+    let id = cluster.api.begin(request, csv).await;
+    let (status, answer) = cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await;
+    assert_eq!(status, 202, "{answer}");
+    id
+}
+
+#[tokio::test]
+async fn a_chunk_that_kills_its_worker_every_time_is_given_up_and_others_go_on() {
+    let mut cluster = Cluster::start(&Options { chunk_size: "2000", ..Options::on(S3Kind::Minio) }).await;
+    // A value that the destination takes an hour over: whoever takes its chunk is killed meanwhile.
+    cluster
+        .database
+        .run(
+            "CREATE FUNCTION slow(value text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN \
+             IF value = 'poison' THEN PERFORM pg_sleep(3600); END IF; RETURN true; END $$; \
+             CREATE DOMAIN slow_text AS text CHECK (slow(value)); \
+             CREATE TABLE t (id bigint, name text, note slow_text, amount bigint); \
+             INSERT INTO t VALUES (-1, 'there before', NULL, 0)",
+        )
+        .await;
+    let mut csv = source(seed(), 500, 1, 0).csv;
+    csv.extend_from_slice(b"501,x,poison,1\n");
+    csv.extend_from_slice(&source(1, 500, 502, 0).csv["id,name,note,amount\n".len()..]);
+    let id = begin(&cluster, &json!({"destination": {"table": "t"}}), csv).await;
+
+    let claim = format!(
+        "SELECT chunk, claims, worker FROM longshore_chunks WHERE import_id = '{id}' AND state = 'running' \
+         AND 501 BETWEEN first_row AND first_row + row_count - 1"
+    );
+    let mut claims = 0;
+    let mut chunk = 0;
+    while claims < CLAIMS_AT_MOST {
+        let (victim, claimed, found) = until("the chunk is claimed once more", async || {
+            let row = cluster.database.rows(&claim).await.pop()?;
+            let [chunk, claimed, worker] = row.try_into().unwrap();
+            let (claimed, worker): (i64, String) = (claimed?.parse().unwrap(), worker?);
+            let victim = cluster.workers.iter().position(|node| worker.contains(&format!("-{}-", node.pid())))?;
+            (claimed > claims).then(|| (victim, claimed, chunk.unwrap().parse::<i64>().unwrap()))
+        })
+        .await;
+        println!("claim {claimed} of chunk {found}: {} is killed", cluster.workers[victim].name());
+        assert_eq!(claimed, claims + 1, "every claim is counted, once");
+        assert_eq!(cluster.api.got(&format!("/v1/imports/{id}")).await["state"], "running");
+        cluster.workers[victim].kill();
+        cluster.workers[victim].start();
+        (claims, chunk) = (claimed, found);
+        if claims == 2 {
+            // Others go on meanwhile.
+            let file = source(seed(), 1_000, 1, 0).csv;
+            let request = json!({"destination": {"table": "other"}, "columns": columns()});
+            let other = begin(&cluster, &request, file.clone()).await;
+            assert_succeeded(&cluster.api.done(&other).await);
+            cluster.database.assert_holds("other", &[&file]).await;
+            // Each claim has to run out. So that the test need not wait for all of them, as many as are missing are counted here.
+            claims = CLAIMS_AT_MOST - 2;
+            let counted =
+                format!("UPDATE longshore_chunks SET claims = {claims} WHERE import_id = '{id}' AND chunk = {chunk}");
+            cluster.database.run(&counted).await;
+        }
+    }
+    let import = cluster.api.done(&id).await;
+    assert_failed(&import, "poison-chunk");
+    let detail = import["error"]["detail"].as_str().unwrap();
+    assert!(detail.starts_with(&format!("chunk {chunk} was tried {CLAIMS_AT_MOST} times")), "{detail}");
+    assert_eq!((id_of(&import), &import["attempt"]), (id.clone(), &json!(1)));
+    assert_eq!(cluster.database.one("SELECT count(*) FROM t").await, "1", "nothing of it was loaded");
+    cluster.database.assert_tidy().await;
+    until("nothing of the import is open", async || (cluster.database.sessions_of(&id).await == 0).then_some(())).await;
+    cluster.ready().await;
+    let file = source(seed(), 1_000, 5_000, 0).csv;
+    let after = begin(&cluster, &json!({"destination": {"table": "after"}}), file.clone()).await;
+    assert_succeeded(&cluster.api.done(&after).await);
+    cluster.database.assert_holds("after", &[&file]).await;
+    cluster.assert_clean_logs();
+}
+
+#[tokio::test]
+async fn a_worker_that_runs_out_of_memory_costs_a_chunk_its_retry() {
+    // Chunks of 8 MiB, one at a time.
+    let more = settings([("WORKERS", "1")]);
+    let options = Options { workers: 1, chunk_size: "8388608", more, ..Options::on(S3Kind::Versity) };
+    let mut cluster = Cluster::start(&options).await;
+    // Whatever the allocator would set aside at the start is not there to be used up first.
+    let frugal: Env = vec![("MIMALLOC_ARENA_RESERVE".to_owned(), "0".to_owned())];
+    cluster.start_worker_with(&frugal);
+    cluster.ready().await;
+    limit_memory(cluster.workers[1].pid(), 8 << 20);
+    let csv = source(seed(), 600_000, 1, 0).csv;
+    println!("{} bytes", csv.len());
+    let id = begin(&cluster, &json!({"destination": {"table": "t"}, "columns": columns()}), csv.clone()).await;
+    let status = cluster.workers[1].end().await;
+    println!("the worker ended: {status}");
+    assert!(!status.success(), "{status}");
+    let import = cluster.api.done(&id).await;
+    assert_succeeded(&import);
+    assert_eq!((&import["attempt"], &import["progress"]["rows_loaded"]), (&json!(1), &json!(600_000)));
+    let chunks = cluster.api.all(&format!("/v1/imports/{id}/chunks"), 500).await;
+    // What it had in hand was taken over: a chunk, or the import itself.
+    let epoch = cluster.database.one(&format!("SELECT epoch FROM longshore_imports WHERE id = '{id}'")).await;
+    assert!(epoch == "2" || chunks.iter().any(|chunk| chunk["attempt"] == 2), "{epoch}: {chunks:?}");
+    cluster.database.assert_holds("t", &[&csv]).await;
+    cluster.database.assert_tidy().await;
+    assert!(!cluster.workers[0].log().contains("panicked at"));
+}
+
+/// From here on a process gets no more than so many bytes of address space beyond what it has.
+fn limit_memory(pid: u32, more: u64) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let has: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    println!("it has {has} KiB");
+    let limit = format!("--as={}", has * 1024 + more);
+    assert!(Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status().unwrap().success());
+}
