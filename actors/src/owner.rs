@@ -18,7 +18,7 @@ use longshore_domain::{
     ChunkIndex, ImportId, ImportState, LoadPlan, Problem, ProblemKind, Progress, RejectReason, Tally,
 };
 use longshore_storage::bus::{Bus, ChunkJob, ChunkOutcome, ChunkReport};
-use longshore_storage::database::{Change, ImportRecord, NewChunk};
+use longshore_storage::database::{CLAIMS_AT_MOST, Change, ImportRecord, NewChunk};
 use longshore_storage::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket};
 use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
@@ -38,9 +38,6 @@ const WINDOW: usize = 64;
 
 /// How often the owner looks at the database, whatever the bus says.
 const TICK: Duration = Duration::from_secs(1);
-
-/// A chunk that was claimed this often without an end kills whoever works on it.
-const CLAIMS_AT_MOST: u32 = 20;
 
 /// Chunks that are stored in one statement.
 const STORE_AT_ONCE: usize = 64;

@@ -7,8 +7,8 @@ use longshore_domain::{
 use longshore_parse::{Widening, join_types};
 use longshore_storage::bus::ChunkJob;
 use longshore_storage::database::{
-    AwaitingImport, Change, ChunkClaim, ChunkRecord, Control, DatabaseError, ImportRecord, LEASE, NewChunk, OpenChunk,
-    Started, TextPart,
+    AwaitingImport, CLAIMS_AT_MOST, Change, ChunkClaim, ChunkRecord, Control, DatabaseError, ImportRecord, LEASE,
+    NewChunk, OpenChunk, Started, TextPart,
 };
 
 use crate::world::{Broken, ChunkRow, ImportRow, Link, Lost, Server, State};
@@ -121,10 +121,10 @@ impl State {
 
     fn claim_chunk(&mut self, job: &ChunkJob, worker: &str, process: usize) -> ChunkClaim {
         let now = self.lease_clock(process);
-        let Some(row) = self.chunk(job).filter(|row| row.record.state != ChunkState::Done && row.claim_until < now)
-        else {
-            return ChunkClaim::NotNow;
+        let free = |row: &&mut ChunkRow| {
+            row.record.state != ChunkState::Done && row.claim_until < now && row.record.claims < CLAIMS_AT_MOST
         };
+        let Some(row) = self.chunk(job).filter(free) else { return ChunkClaim::NotNow };
         row.record.state = ChunkState::Running;
         row.record.worker = Some(worker.to_owned());
         row.record.claims += 1;
