@@ -146,20 +146,20 @@ async fn embedded_import(service: &mut Mortal, passed: Passed, random: &mut StdR
     .await;
     let tables = open(&service.0.sqlite());
     let count = "SELECT count(*) FROM sqlite_schema WHERE name = 'trips'";
-    let exists: u64 = tables.query_row(count, [], |row| row.get(0)).unwrap();
+    let exists: i64 = tables.query_row(count, [], |row| row.get(0)).unwrap();
     if fails {
         assert_failed(&import, "too-many-rejects");
         assert_eq!(exists, 0);
     } else {
         assert_succeeded(&import);
         let sql = "SELECT count(*), count(DISTINCT id), sum(id) FROM trips";
-        let found: (u64, u64, u64) =
+        let found: (i64, i64, i64) =
             tables.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
         assert_eq!(found, (500, 500, 500 * 501 / 2));
     }
     let sql = "SELECT (SELECT count(*) FROM longshore_ledger) + \
                (SELECT count(*) FROM sqlite_schema WHERE name LIKE 'longshore_staging_%')";
-    assert_eq!(tables.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap(), 0, "something was left behind");
+    assert_eq!(tables.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap(), 0, "something was left behind");
 }
 
 /// A service, and how often it died as it was to.
