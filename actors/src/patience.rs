@@ -140,7 +140,7 @@ impl<'a> Tries<'a> {
             return Err(Gave::Up(error));
         }
         self.failed += 1;
-        if self.failed % WARN_EVERY == 0 {
+        if self.failed.is_multiple_of(WARN_EVERY) {
             tracing::warn!(what, tries = self.failed, %error, "still trying");
         } else {
             tracing::debug!(what, tries = self.failed, %error, "trying again");
