@@ -2,6 +2,7 @@
 //! import's supervisor ([`crate::import`]); every step is one that `docs/protocol.md` names, may run twice, and is found by
 //! the next owner should this one die behind it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ use longshore_domain::{
 };
 use longshore_storage::bus::{Bus, ChunkJob, ChunkOutcome, ChunkReport};
 use longshore_storage::database::{CLAIMS_AT_MOST, Change, ImportRecord, NewChunk};
-use longshore_storage::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket};
+use longshore_storage::destination::{
+    DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published, Ticket,
+};
 use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{AttemptReason, QueueName, Step as StepName, metrics, timed};
@@ -38,6 +41,9 @@ const WINDOW: usize = 64;
 
 /// How often the owner looks at the database, whatever the bus says.
 const TICK: Duration = Duration::from_secs(1);
+
+/// From this attempt on, work that the destination lost is no reason for another one.
+const ATTEMPTS_OF_LOST_WORK: u32 = 5;
 
 /// Chunks that are stored in one statement.
 const STORE_AT_ONCE: usize = 64;
@@ -290,6 +296,26 @@ impl Owner {
         }
     }
 
+    /// The committed chunks of the attempt, as the destination knows them.
+    async fn ledger(&self) -> Step<Vec<LedgerRow>> {
+        let (id, attempt) = (self.record.id, self.record.attempt);
+        let destination = &self.services.destination;
+        let ledger = patiently(&self.patience, "read the ledger", || destination.ledger(id, attempt)).await;
+        ledger.map_err(|gave| problem(gave, destination_problem).into())
+    }
+
+    /// Chunks that are done, and that the ledger does not know: the destination was set back to an older state, and what was
+    /// staged is lost. Not for ever: where every attempt loses some, the reason is another one, and the counts say so.
+    fn check_committed(&self, done: &[ChunkIndex], ledger: &[LedgerRow]) -> Step<()> {
+        let known: BTreeSet<ChunkIndex> = ledger.iter().map(|row| row.chunk).collect();
+        let lost = done.iter().filter(|chunk| !known.contains(chunk)).count();
+        if lost == 0 || self.record.attempt.0 >= ATTEMPTS_OF_LOST_WORK {
+            return Ok(());
+        }
+        tracing::warn!(chunks = lost, "the destination does not know chunks that were committed: it was set back");
+        Err(Stop::Restart(AttemptReason::StagingLost))
+    }
+
     /// Everything is staged: move it, all or nothing.
     async fn publish(&mut self) -> Step<()> {
         let plan = self.load_plan()?;
@@ -318,6 +344,7 @@ impl Owner {
         failpoint::pass("publish.before");
         let rejected_before: u64 = chunks.iter().map(|chunk| chunk.rows_rejected).sum();
         let planned = Planned { chunks: chunks.len() as u64, rows };
+        let done: Vec<ChunkIndex> = chunks.iter().map(|chunk| chunk.planned.chunk).collect();
         let lookup = ObjectLookup::new(&self.services, &self.record, plan.clone(), chunks);
         let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
         let destination = &self.services.destination;
@@ -338,7 +365,13 @@ impl Owner {
                 self.count_refused(all).await?;
                 Err(Stop::Fail(on_error.too_many(rejected)))
             }
-            Ok(PublishOutcome::Refused(problem)) => Err(Stop::Fail(problem)),
+            Ok(PublishOutcome::Refused(problem)) => {
+                if problem.kind == ProblemKind::CountMismatch {
+                    let ledger = self.ledger().await?;
+                    self.check_committed(&done, &ledger)?;
+                }
+                Err(Stop::Fail(problem))
+            }
             Err(Gave::Stopped) => Err(Stop::Lost),
             Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart(AttemptReason::StagingLost)),
             Err(Gave::Up(error)) => Err(Stop::Fail(destination_problem(error))),
@@ -490,18 +523,19 @@ impl Run {
     async fn begin(owner: &mut Owner, plan: LoadPlan) -> Step<Self> {
         let chunks = owner.chunks().await?;
         let (id, attempt) = (owner.record.id, owner.record.attempt);
-        let destination = &owner.services.destination;
-        let ledger = patiently(&owner.patience, "read the ledger", || destination.ledger(id, attempt)).await;
-        let ledger = ledger.map_err(|gave| problem(gave, destination_problem))?;
+        let ledger = owner.ledger().await?;
+        let done = chunks.iter().filter(|chunk| chunk.state == longshore_domain::ChunkState::Done);
+        let done: Vec<ChunkIndex> = done.map(|chunk| chunk.planned.chunk).collect();
+        owner.check_committed(&done, &ledger)?;
 
         let mut window = JobWindow::new(WINDOW);
-        let mut done = Tally::default();
+        let mut committed = Tally::default();
         for row in &ledger {
             let Some(chunk) = chunks.get(row.chunk.0 as usize) else { continue };
             window.finish(row.chunk);
             let tally =
                 Tally { rows: row.rows, rejected: row.rejected, bytes: chunk.planned.object_bytes(), chunks: 1 };
-            done += tally;
+            committed += tally;
             if chunk.state != longshore_domain::ChunkState::Done {
                 let database = &owner.services.database;
                 let finish = || database.finish_chunk(id, attempt, row.chunk, row.rejected);
@@ -514,7 +548,7 @@ impl Run {
         for chunk in &chunks {
             window.add(chunk.planned.chunk);
         }
-        let fold = Fold::new(owner.record.size.unwrap_or(0), chunks.len() as u64, done, Instant::now());
+        let fold = Fold::new(owner.record.size.unwrap_or(0), chunks.len() as u64, committed, Instant::now());
         let (database, bus) = (owner.services.database.clone(), owner.services.bus.clone());
         let arguments = StatusArguments { database, bus, import: id, epoch: owner.record.epoch, fold };
         let (status, _) = Actor::spawn(None, StatusActor, arguments).await.map_err(|error| {
@@ -540,7 +574,7 @@ impl Run {
             tokio::spawn(scan.run(owner.services.clone(), out, scan_patience.clone()).in_current_span());
         }
         let chunks_total = chunks.len() as u64;
-        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected: done.rejected })
+        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected: committed.rejected })
     }
 
     /// Until every chunk is committed.

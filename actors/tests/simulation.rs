@@ -125,6 +125,9 @@ async fn strike(world: Arc<World>) {
                 state.fault("staging tables lost");
                 state.note(0, &format!("somebody drops the staging of {import}, attempt {attempt}"));
                 state.postgres.staging.remove(&(import, attempt));
+                if let Some(expected) = state.expected.get_mut(&import) {
+                    expected.starts_again = true;
+                }
             }
         }
     }

@@ -23,7 +23,11 @@ pub fn settings_in(folder: &Path, more: &[(&str, &str)]) -> Env {
 }
 
 pub async fn serve(more: &[(&str, &str)]) -> Service {
-    let folder = tempfile::tempdir().unwrap();
+    serve_in(tempfile::tempdir().unwrap(), more).await
+}
+
+/// The same in a folder that was made for it.
+pub async fn serve_in(folder: TempDir, more: &[(&str, &str)]) -> Service {
     let mut process = Process::longshore("serve", "serve", settings_in(folder.path(), more), folder.path());
     process.ready().await;
     let api = Api::new(&process.base);

@@ -32,6 +32,8 @@ pub struct Expected {
     pub cancelled: bool,
     /// Whether no file ever comes, and its time runs out.
     pub never_uploaded: bool,
+    /// Whether something makes a new attempt of it: columns that widen, a table that others make, staging that is dropped.
+    pub starts_again: bool,
 }
 
 impl Expected {
@@ -120,7 +122,9 @@ pub async fn client(world: Arc<World>, number: u64) {
         let mut state = world.state();
         let never_uploaded = state.random.random_bool(0.05);
         let fails = bad && limited;
-        state.expected.insert(id, Expected { rows, rejected, fails, never_uploaded, ..Expected::default() });
+        let starts_again = widens || shared;
+        let expected = Expected { rows, rejected, fails, never_uploaded, starts_again, ..Expected::default() };
+        state.expected.insert(id, expected);
         let record = awaiting(id, request, key.clone());
         state.imports.insert(id, ImportRow { record, lease_until: 0, moved_at: Instant::now() });
         if never_uploaded {

@@ -97,8 +97,10 @@ impl State {
             self.violation(format!("{id} was to go from {from} to {}", change.to()));
         }
         let Some(row) = self.owned(id, epoch).filter(|row| row.record.state == from) else { return false };
+        let mut restarted = false;
         match change {
             Change::Restart { widened } => {
+                restarted = true;
                 row.record.attempt = row.record.attempt.next();
                 row.record.error = None;
                 row.record.widened = widened.clone();
@@ -114,6 +116,9 @@ impl State {
                 };
             }
             Change::Run | Change::Publish | Change::Fail | Change::Cancel => {}
+        }
+        if restarted && !self.expected[&id].starts_again {
+            self.violation(format!("{id} starts again without a reason"));
         }
         self.set_state(id, change.to());
         true
