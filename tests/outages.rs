@@ -425,6 +425,41 @@ fn retries(two: &TwoDatabases) -> usize {
     two.cluster.workers.iter().map(|worker| worker.log().matches("again").count()).sum()
 }
 
+/// The server's machine vanishes: its connections never break and never answer, and what takes its place answers new ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "known to hang, and not mended yet: docs/reliability.md, what is not promised"]
+async fn connections_that_never_answer_again_hang_no_import() {
+    let two = TwoDatabases::start(many_chunks()).await;
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut round = 0;
+    for failing in [Failing::Control, Failing::Destination, Failing::Both] {
+        for step in [Step::Running, Step::Publishing] {
+            let (table, existing) = (format!("t{round}"), random.random_bool(0.5));
+            round += 1;
+            let file = source(random.random(), ROWS, 1, 0);
+            let request = two.request(&table, existing).await;
+            let held = if failing == Failing::Control { &two.control } else { &two.destination };
+            let (text, pass) = statement(step, failing);
+            held.proxy.hold(text, pass);
+            let id = two.begin(&request, &file.csv).await;
+            held.proxy.held().await;
+            if failing != Failing::Control {
+                two.destination.proxy.silence();
+            }
+            if failing != Failing::Destination {
+                two.control.proxy.silence();
+            }
+            held.proxy.let_go();
+            two.moves_on(&format!("{failing:?} went silent in {step:?}"), &id).await;
+            two.assert_exact(&id, &table, existing, &file.csv).await;
+            // The server that vanished took its sessions along; this one is still there, and ends them.
+            two.control.proxy.end_all();
+            two.destination.proxy.end_all();
+            two.assert_tidy().await;
+        }
+    }
+}
+
 /// What goes on while an import is cancelled.
 #[derive(Debug, Clone, Copy)]
 enum Trouble {
