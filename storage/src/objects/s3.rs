@@ -301,9 +301,11 @@ impl Inner {
 
     /// `None`: refused, under a date that is not the storage's.
     async fn send_dated(&self, request: RequestBuilder) -> Result<Option<Response>, reqwest::Error> {
-        let request = request.build()?;
+        // By the client that it was made with: how long an answer may stand still is that one's.
+        let (client, request) = request.build_split();
+        let request = request?;
         let url = request.url().clone();
-        let answer = self.client.execute(request).await?;
+        let answer = client.execute(request).await?;
         let Some(time) = text(answer.headers(), header::DATE).and_then(|date| DateTime::parse_from_rfc2822(date).ok())
         else {
             return Ok(Some(answer));
