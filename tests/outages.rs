@@ -47,6 +47,25 @@ enum Failing {
     Both,
 }
 
+impl Failing {
+    /// The servers.
+    fn sides(self, two: &mut TwoDatabases) -> impl Iterator<Item = &mut Side> {
+        let destination = (self != Self::Control).then_some(&mut two.destination);
+        let control = (self != Self::Destination).then_some(&mut two.control);
+        destination.into_iter().chain(control)
+    }
+
+    /// An import that waits in a step: in the destination, where that fails too.
+    async fn begin_held(self, step: Step, two: &TwoDatabases, request: &Value, csv: &[u8]) -> String {
+        let held = if self == Self::Control { &two.control } else { &two.destination };
+        let (text, pass) = statement(step, self);
+        held.proxy.hold(text, pass);
+        let id = two.begin(request, csv).await;
+        held.proxy.held().await;
+        id
+    }
+}
+
 /// The statement at which a step is stopped in a database, and how often it may pass before.
 fn statement(step: Step, failing: Failing) -> (&'static str, u32) {
     match (step, failing) {
@@ -70,25 +89,11 @@ async fn a_server_that_crashes_in_any_step_costs_time_only() {
             round += 1;
             let file = source(random.random(), ROWS, 1, 0);
             let request = two.request(&table, existing).await;
-            let held = if failing == Failing::Control { &two.control } else { &two.destination };
-            let (text, pass) = statement(step, failing);
-            held.proxy.hold(text, pass);
-            let id = two.begin(&request, &file.csv).await;
-            held.proxy.held().await;
-            if failing != Failing::Control {
-                two.destination.server.crash();
-            }
-            if failing != Failing::Destination {
-                two.control.server.crash();
-            }
+            let id = failing.begin_held(step, &two, &request, &file.csv).await;
+            failing.sides(&mut two).for_each(|side| side.server.crash());
             two.control.proxy.let_go();
             two.destination.proxy.let_go();
-            if failing != Failing::Destination {
-                two.control.server.resume();
-            }
-            if failing != Failing::Control {
-                two.destination.server.resume();
-            }
+            failing.sides(&mut two).for_each(|side| side.server.resume());
             two.moves_on(&format!("{failing:?} crashed in {step:?}"), &id).await;
             two.assert_exact(&id, &table, existing, &file.csv).await;
             two.assert_tidy().await;
@@ -429,7 +434,7 @@ fn retries(two: &TwoDatabases) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "known to hang, and not mended yet: docs/reliability.md, what is not promised"]
 async fn connections_that_never_answer_again_hang_no_import() {
-    let two = TwoDatabases::start(many_chunks()).await;
+    let mut two = TwoDatabases::start(many_chunks()).await;
     let mut random = StdRng::seed_from_u64(seed());
     let mut round = 0;
     for failing in [Failing::Control, Failing::Destination, Failing::Both] {
@@ -438,18 +443,10 @@ async fn connections_that_never_answer_again_hang_no_import() {
             round += 1;
             let file = source(random.random(), ROWS, 1, 0);
             let request = two.request(&table, existing).await;
-            let held = if failing == Failing::Control { &two.control } else { &two.destination };
-            let (text, pass) = statement(step, failing);
-            held.proxy.hold(text, pass);
-            let id = two.begin(&request, &file.csv).await;
-            held.proxy.held().await;
-            if failing != Failing::Control {
-                two.destination.proxy.silence();
-            }
-            if failing != Failing::Destination {
-                two.control.proxy.silence();
-            }
-            held.proxy.let_go();
+            let id = failing.begin_held(step, &two, &request, &file.csv).await;
+            failing.sides(&mut two).for_each(|side| side.proxy.silence());
+            two.control.proxy.let_go();
+            two.destination.proxy.let_go();
             two.moves_on(&format!("{failing:?} went silent in {step:?}"), &id).await;
             two.assert_exact(&id, &table, existing, &file.csv).await;
             // The server that vanished took its sessions along; this one is still there, and ends them.
@@ -510,23 +507,13 @@ async fn a_cancel_in_the_middle_of_trouble_is_whole_or_too_late() {
                 two.control.proxy.end_all();
             }
             Trouble::Crash(failing) => {
-                if failing != Failing::Control {
-                    two.destination.server.crash();
-                }
-                if failing != Failing::Destination {
-                    two.control.server.crash();
-                }
+                failing.sides(&mut two).for_each(|side| side.server.crash());
             }
         }
         two.destination.proxy.let_go();
         let cancel = tokio::spawn(cancel(two.api().clone(), id.clone()));
         if let Trouble::Crash(failing) = trouble {
-            if failing != Failing::Destination {
-                two.control.server.resume();
-            }
-            if failing != Failing::Control {
-                two.destination.server.resume();
-            }
+            failing.sides(&mut two).for_each(|side| side.server.resume());
         }
         let (status, answer) = tokio::time::timeout(DEADLINE, cancel).await.expect("a cancel is answered").unwrap();
         let import = two.api().done(&id).await;
