@@ -32,11 +32,6 @@ fn clock(off: &str) -> Env {
         .into()
 }
 
-async fn complete(cluster: &Cluster, id: &str) {
-    let (status, answer) = cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await;
-    assert_eq!(status, 202, "{answer}");
-}
-
 /// The import is right, and nobody took it, or a chunk of it, from somebody else before its time.
 async fn assert_undisturbed(cluster: &Cluster, import: &Value, csv: &[u8], rows: u64) {
     assert_succeeded(import);
@@ -96,14 +91,14 @@ async fn nodes_whose_clocks_disagree_share_an_import_and_replace_each_other(s3: 
     let source = source(seed(), 20_000, 1, 0);
     let request = json!({"destination": {"table": "t"}, "columns": columns()});
     let id = cluster.api.begin(&request, source.csv.clone()).await;
-    complete(&cluster, &id).await;
+    cluster.api.act(&id, "complete").await;
     let import = cluster.api.done(&id).await;
     assert_undisturbed(&cluster, &import, &source.csv, 20_000).await;
     cluster.database.assert_holds("t", &[&source.csv]).await;
 
     // Whoever owns an import is replaced when he dies, and only then.
     let id = cluster.api.begin(&request, source.csv.clone()).await;
-    complete(&cluster, &id).await;
+    cluster.api.act(&id, "complete").await;
     let lock = cluster.database.lock("LOCK TABLE longshore_ledger IN SHARE MODE").await;
     let owner = until("somebody owns it", async || cluster.owner().await).await;
     println!("{} is killed", cluster.workers[owner].name());

@@ -35,14 +35,9 @@ fn into(table: &str) -> Value {
     json!({"destination": {"table": table}, "columns": columns()})
 }
 
-async fn act(cluster: &Cluster, id: &str, action: &str) {
-    let (status, answer) = cluster.api.post(&format!("/v1/imports/{id}/{action}"), &json!({})).await;
-    assert_eq!(status, 202, "{answer}");
-}
-
 async fn begin(cluster: &Cluster, table: &str, csv: &[u8]) -> String {
     let id = cluster.api.begin(&into(table), csv).await;
-    act(cluster, &id, "complete").await;
+    cluster.api.act(&id, "complete").await;
     id
 }
 
@@ -79,7 +74,7 @@ async fn messages_that_come_a_hundred_times_in_any_order_and_much_later_load_not
     cluster.workers[owner].start();
 
     // Jobs of the done import, of an older attempt and of an older epoch, in between those that are wanted.
-    act(&cluster, &retried, "retry").await;
+    cluster.api.act(&retried, "retry").await;
     copies.repeat(&copies.heard(), TIMES, &mut random).await;
     let ended = join_all([&done, &retried, &moved].map(|id| cluster.api.done(id))).await;
     for (import, attempt) in ended.iter().zip([1, 2, 1]) {

@@ -24,8 +24,7 @@ const CLAIMS_AT_MOST: i64 = 20;
 
 async fn begin(cluster: &Cluster, request: &Value, csv: Vec<u8>) -> String {
     let id = cluster.api.begin(request, csv).await;
-    let (status, answer) = cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await;
-    assert_eq!(status, 202, "{answer}");
+    cluster.api.act(&id, "complete").await;
     id
 }
 

@@ -149,12 +149,7 @@ impl Scene {
     async fn begin(&mut self) {
         let request = json!({"destination": {"table": "t"}, "columns": columns()});
         self.id = self.cluster.api.begin(&request, self.csv.clone()).await;
-        self.complete(&self.id).await;
-    }
-
-    async fn complete(&self, id: &str) {
-        let (status, answer) = self.cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await;
-        assert_eq!(status, 202, "{answer}");
+        self.cluster.api.act(&self.id, "complete").await;
     }
 
     async fn state(&self) -> Value {
@@ -226,7 +221,7 @@ impl Scene {
     async fn another(&self, table: &str) {
         let csv = source(seed(), 300, 1, 0).csv;
         let id = self.cluster.api.begin(&json!({"destination": {"table": table}}), csv.clone()).await;
-        self.complete(&id).await;
+        self.cluster.api.act(&id, "complete").await;
         assert_succeeded(&self.cluster.api.done(&id).await);
         self.cluster.database.assert_holds(table, &[&csv]).await;
     }

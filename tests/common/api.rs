@@ -98,6 +98,12 @@ impl Api {
         assert!(gone.is_ok(), "the storage did not close the connection");
     }
 
+    /// `complete`, `cancel` or `retry`, which has to be accepted.
+    pub async fn act(&self, id: &str, action: &str) {
+        let (status, answer) = self.post(&format!("/v1/imports/{id}/{action}"), &json!({})).await;
+        assert_eq!(status, 202, "{answer}");
+    }
+
     /// Creates and uploads; the id.
     pub async fn begin(&self, request: &Value, body: impl Into<Vec<u8>>) -> String {
         let created = self.create(request).await;
