@@ -382,8 +382,8 @@ impl Owner {
     /// was counted before.
     async fn count_refused(&self, all: Tally) -> Step<()> {
         let progress = Progress::of(all.bytes, all.chunks, all);
-        let (id, epoch, database) = (self.record.id, self.record.epoch, &self.services.database);
-        let store = || database.store_progress(id, epoch, &progress);
+        let (database, record) = (&self.services.database, &self.record);
+        let store = || database.store_progress(record.id, record.attempt, record.epoch, &progress);
         let stored = patiently(&self.patience, "store the counters", store).await;
         if stored.map_err(|gave| problem(gave, internal))? { Ok(()) } else { Err(Stop::Lost) }
     }
@@ -550,7 +550,7 @@ impl Run {
         }
         let fold = Fold::new(owner.record.size.unwrap_or(0), chunks.len() as u64, committed, Instant::now());
         let (database, bus) = (owner.services.database.clone(), owner.services.bus.clone());
-        let arguments = StatusArguments { database, bus, import: id, epoch: owner.record.epoch, fold };
+        let arguments = StatusArguments { database, bus, import: id, attempt, epoch: owner.record.epoch, fold };
         let (status, _) = Actor::spawn(None, StatusActor, arguments).await.map_err(|error| {
             tracing::error!(%error, "the status actor did not start");
             Stop::Lost

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::time::Instant;
 
-use longshore_domain::{Epoch, ImportId, Progress, Tally};
+use longshore_domain::{Attempt, Epoch, ImportId, Progress, Tally};
 use longshore_storage::bus::Bus;
 use longshore_storage::database::Control;
 use longshore_storage::failpoint;
@@ -103,6 +103,7 @@ pub struct StatusState {
     database: Arc<dyn Control>,
     bus: Arc<dyn Bus>,
     import: ImportId,
+    attempt: Attempt,
     epoch: Epoch,
     fold: Fold,
     changed: bool,
@@ -116,6 +117,8 @@ pub struct StatusArguments {
     pub bus: Arc<dyn Bus>,
     /// Whose.
     pub import: ImportId,
+    /// Of which attempt.
+    pub attempt: Attempt,
     /// The owner's epoch.
     pub epoch: Epoch,
     /// What is known.
@@ -132,9 +135,9 @@ impl Actor for StatusActor {
         myself: ActorRef<StatusMessage>,
         arguments: StatusArguments,
     ) -> Result<StatusState, ActorProcessingErr> {
-        let StatusArguments { database, bus, import, epoch, fold } = arguments;
+        let StatusArguments { database, bus, import, attempt, epoch, fold } = arguments;
         myself.send_interval(PERSIST_EVERY, || StatusMessage::Persist);
-        Ok(StatusState { database, bus, import, epoch, fold, changed: true })
+        Ok(StatusState { database, bus, import, attempt, epoch, fold, changed: true })
     }
 
     async fn handle(
@@ -168,7 +171,7 @@ impl StatusState {
         }
         let progress = self.fold.progress(Instant::now());
         failpoint::pass("status.before");
-        match self.database.store_progress(self.import, self.epoch, &progress).await {
+        match self.database.store_progress(self.import, self.attempt, self.epoch, &progress).await {
             Ok(stored) => {
                 failpoint::pass("status.after");
                 self.changed = false;

@@ -249,7 +249,7 @@ async fn an_old_owner_changes_nothing(database: Database, _: String) {
     assert_eq!(database.renew(old.id, old.epoch).await.unwrap(), None);
     assert!(!database.change(old.id, old.epoch, ImportState::Running, &Change::Publish).await.unwrap());
     assert!(!database.store_error(old.id, old.attempt, old.epoch, &ImportState::MAY_FAIL, &problem).await.unwrap());
-    assert!(!database.store_progress(old.id, old.epoch, &Progress::default()).await.unwrap());
+    assert!(!database.store_progress(old.id, old.attempt, old.epoch, &Progress::default()).await.unwrap());
     assert!(!database.store_chunks(old.id, old.attempt, old.epoch, &[chunk(0)], true).await.unwrap());
     assert!(database.chunks(old.id, old.attempt, ChunkIndex(0), 10).await.unwrap().is_empty());
     database.release(old.id, old.epoch).await.unwrap();
@@ -349,8 +349,16 @@ async fn progress_survives_and_is_the_owners(database: Database, _: String) {
         eta_seconds: Some(1.5),
         ..Progress::of(100, 2, Tally { rows: 10, rejected: 4, bytes: 50, chunks: 1 })
     };
-    assert!(database.store_progress(record.id, record.epoch, &progress).await.unwrap());
+    assert!(database.store_progress(record.id, record.attempt, record.epoch, &progress).await.unwrap());
     assert_eq!(database.import(record.id).await.unwrap().unwrap().progress, progress);
+
+    // What the attempt before counted comes late, under the epoch that both have.
+    let restart = Change::Restart { widened: record.widened.clone() };
+    assert!(database.change(record.id, record.epoch, ImportState::Running, &restart).await.unwrap());
+    assert!(database.change(record.id, record.epoch, ImportState::Queued, &Change::Plan).await.unwrap());
+    assert!(database.change(record.id, record.epoch, ImportState::Planning, &Change::Run).await.unwrap());
+    assert!(!database.store_progress(record.id, record.attempt, record.epoch, &progress).await.unwrap());
+    assert_eq!(database.import(record.id).await.unwrap().unwrap().progress.rows_read, 0);
 }
 
 async fn an_import_expires_only_while_it_awaits(database: Database, _: String) {
@@ -484,7 +492,7 @@ async fn failed(database: &Database) -> ImportRecord {
     let problem = Problem::new(ProblemKind::TooManyRejects, "x");
     assert!(database.store_error(id, record.attempt, epoch, &ImportState::MAY_FAIL, &problem).await.unwrap());
     let progress = Progress::of(100, 2, Tally { rows: 10, rejected: 4, bytes: 50, chunks: 1 });
-    assert!(database.store_progress(id, epoch, &progress).await.unwrap());
+    assert!(database.store_progress(id, record.attempt, epoch, &progress).await.unwrap());
     assert!(database.change(id, epoch, record.state, &Change::Fail).await.unwrap());
     database.import(id).await.unwrap().unwrap()
 }
@@ -576,7 +584,7 @@ async fn the_backlog_is_what_is_not_done(database: Database, _: String) {
     let (id, attempt, epoch) = (record.id, record.attempt, record.epoch);
     database.store_chunks(id, attempt, epoch, &[chunk(0), chunk(1), chunk(2)], false).await.unwrap();
     let progress = Progress::of(100, 3, Tally { rows: 10, rejected: 0, bytes: 10, chunks: 1 });
-    assert!(database.store_progress(id, epoch, &progress).await.unwrap());
+    assert!(database.store_progress(id, attempt, epoch, &progress).await.unwrap());
     let ended = running(&database).await;
     assert!(database.change(ended.id, ended.epoch, ImportState::Running, &Change::Fail).await.unwrap());
 

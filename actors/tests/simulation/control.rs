@@ -154,9 +154,14 @@ impl State {
         self.chunks.range((id, attempt.0, from)..=(id, attempt.0, ChunkIndex(u32::MAX))).map(|(_, row)| row)
     }
 
-    fn store_progress(&mut self, id: ImportId, epoch: Epoch, progress: &Progress) -> bool {
+    fn store_progress(&mut self, id: ImportId, attempt: Attempt, epoch: Epoch, progress: &Progress) -> bool {
         let shown = [ImportState::Running, ImportState::Publishing];
-        let Some(row) = self.owned(id, epoch).filter(|row| shown.contains(&row.record.state)) else { return false };
+        let Some(row) = self
+            .owned(id, epoch)
+            .filter(|row| row.record.attempt == attempt && shown.contains(&row.record.state))
+        else {
+            return false;
+        };
         let before = row.record.progress;
         row.record.progress = Progress { chunks_total: before.chunks_total, ..*progress };
         let running = row.record.state == ImportState::Running;
@@ -365,8 +370,14 @@ impl Control for SimControl {
         self.call(format!("stores an error of {id}: {problem}"), store).await
     }
 
-    async fn store_progress(&self, id: ImportId, epoch: Epoch, progress: &Progress) -> Result<bool, DatabaseError> {
-        self.call(format!("stores counters of {id}"), |state| state.store_progress(id, epoch, progress)).await
+    async fn store_progress(
+        &self,
+        id: ImportId,
+        attempt: Attempt,
+        epoch: Epoch,
+        progress: &Progress,
+    ) -> Result<bool, DatabaseError> {
+        self.call(format!("stores counters of {id}"), |state| state.store_progress(id, attempt, epoch, progress)).await
     }
 
     async fn store_chunks(

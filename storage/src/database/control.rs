@@ -49,7 +49,7 @@ control! {
     change(id: ImportId, epoch: Epoch, from: ImportState, change: &Change) -> bool;
     store_plan(id: ImportId, epoch: Epoch, plan: &LoadPlan) -> bool;
     store_error(id: ImportId, attempt: Attempt, epoch: Epoch, states: &[ImportState], problem: &Problem) -> bool;
-    store_progress(id: ImportId, epoch: Epoch, progress: &Progress) -> bool;
+    store_progress(id: ImportId, attempt: Attempt, epoch: Epoch, progress: &Progress) -> bool;
 
     store_chunks(id: ImportId, attempt: Attempt, epoch: Epoch, new: &[NewChunk], scan_done: bool) -> bool;
     chunks(id: ImportId, attempt: Attempt, from: ChunkIndex, limit: u64) -> Vec<ChunkRecord>;

@@ -196,13 +196,21 @@ impl Database {
         Ok(update.exec(&self.connection).await?.rows_affected == 1)
     }
 
-    /// Persists the counters. They never go back within an attempt: the caller folds committed chunks only.
+    /// Persists the counters of an attempt. They never go back within it: the caller folds committed chunks only. An answer
+    /// that came late may not bring back those of the attempt before, which the same owner counted under the same epoch.
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn store_progress(&self, id: ImportId, epoch: Epoch, progress: &Progress) -> Result<bool, DatabaseError> {
+    pub async fn store_progress(
+        &self,
+        id: ImportId,
+        attempt: Attempt,
+        epoch: Epoch,
+        progress: &Progress,
+    ) -> Result<bool, DatabaseError> {
         let update = self
             .owned(id, epoch)
+            .filter(Column::Attempt.eq(number(attempt.0)))
             .filter(Column::State.is_in([ImportState::Running.as_str(), ImportState::Publishing.as_str()]))
             .col_expr(Column::BytesDone, Expr::value(signed(progress.bytes_done)))
             .col_expr(Column::RowsRead, Expr::value(signed(progress.rows_read)))
