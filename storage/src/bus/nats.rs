@@ -42,7 +42,8 @@ use longshore_parse::ScannedBlock;
 
 use super::{
     ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, ScanCall, ScanJob,
-    StorageEvent, s3_event,
+    StorageEvent,
+    s3_event::{self, Arrivals},
 };
 use jetstream::{Fault, JetStream, Queue};
 use receipt::{PartReceipt, Whole};
@@ -205,7 +206,15 @@ impl NatsBus {
     /// One message's arrivals, each with its own receipt.
     async fn arrivals(&self, message: async_nats::jetstream::Message) -> Vec<Delivery<StorageEvent>> {
         let whole = Whole::new(message, self.jetstream.endpoint());
-        match s3_event::read(whole.body()) {
+        let read = s3_event::read(whole.body()).and_then(|Arrivals { events, mut unread }| match unread.pop() {
+            Some(reason) if events.is_empty() => Err(reason),
+            Some(reason) => {
+                warn!(reason, "passed over a part of a message that is no storage event");
+                Ok(events)
+            }
+            None => Ok(events),
+        });
+        match read {
             Ok(events) if events.is_empty() => {
                 debug!("passed over a storage event that is no arrival");
                 if let Err(error) = whole.ack().await {

@@ -17,12 +17,6 @@ const VERSITY: [&str; 4] = ["nats-global", "webhook-global", "kafka-global", "ra
 const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 #[derive(Deserialize)]
-struct Message {
-    #[serde(rename = "Records", default)]
-    records: Option<Vec<Record>>,
-}
-
-#[derive(Deserialize)]
 struct Record {
     #[serde(rename = "eventName")]
     event_name: String,
@@ -49,31 +43,50 @@ struct Object {
     key: String,
 }
 
-/// The arrivals that a message tells of: none where it tells of something else.
+/// What a message tells of.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Arrivals {
+    /// The objects that arrived: none where it tells of something else.
+    pub(super) events: Vec<StorageEvent>,
+    /// What is wrong with the records that could not be read; those beside them count all the same.
+    pub(super) unread: Vec<String>,
+}
+
+/// The arrivals that a message tells of.
 ///
 /// # Errors
 ///
 /// Says what is wrong with a message that is none of an S3 server's.
-pub(super) fn read(body: &[u8]) -> Result<Vec<StorageEvent>, String> {
-    let value: Value = serde_json::from_slice(body).map_err(|error| format!("no JSON: {error}"))?;
+pub(super) fn read(body: &[u8]) -> Result<Arrivals, String> {
+    let mut value: Value = serde_json::from_slice(body).map_err(|error| format!("no JSON: {error}"))?;
+    let mut arrivals = Arrivals::default();
     if value.get("Event").and_then(Value::as_str) == Some("s3:TestEvent") {
-        return Ok(Vec::new());
+        return Ok(arrivals);
     }
-    let message = Message::deserialize(value).map_err(|error| format!("no S3 event: {error}"))?;
-    let records = message.records.ok_or("no S3 event: there are no Records")?;
-    let arrivals = records.into_iter().filter(|record| {
-        record.event_name.strip_prefix("s3:").unwrap_or(&record.event_name).starts_with("ObjectCreated:")
-    });
-    arrivals
-        .map(|record| {
-            let S3 { configuration, bucket, object } = record.s3;
-            if VERSITY.contains(&configuration.as_str()) {
-                let bucket = bucket_of_path(&bucket.arn, &object.key).map(str::to_owned).unwrap_or(bucket.name);
-                return Ok(StorageEvent { bucket, key: object.key });
-            }
-            Ok(StorageEvent { bucket: bucket.name, key: decoded(&object.key)? })
-        })
-        .collect()
+    let Some(Value::Array(records)) = value.get_mut("Records").map(Value::take) else {
+        return Err("no S3 event: there are no Records".to_owned());
+    };
+    for record in records {
+        match arrival(record) {
+            Ok(event) => arrivals.events.extend(event),
+            Err(reason) => arrivals.unread.push(reason),
+        }
+    }
+    Ok(arrivals)
+}
+
+/// The arrival that a record tells of.
+fn arrival(record: Value) -> Result<Option<StorageEvent>, String> {
+    let Record { event_name, s3 } = Record::deserialize(record).map_err(|error| format!("no S3 event: {error}"))?;
+    if !event_name.strip_prefix("s3:").unwrap_or(&event_name).starts_with("ObjectCreated:") {
+        return Ok(None);
+    }
+    let S3 { configuration, bucket, object } = s3;
+    if VERSITY.contains(&configuration.as_str()) {
+        let bucket = bucket_of_path(&bucket.arn, &object.key).map(str::to_owned).unwrap_or(bucket.name);
+        return Ok(Some(StorageEvent { bucket, key: object.key }));
+    }
+    Ok(Some(StorageEvent { bucket: bucket.name, key: decoded(&object.key)? }))
 }
 
 /// The bucket in what versitygw gives for its ARN: the path of the request.
@@ -110,6 +123,12 @@ mod tests {
 
     fn event(key: &str) -> StorageEvent {
         StorageEvent { bucket: "imports".into(), key: key.into() }
+    }
+
+    /// What a message tells of where all of it can be read.
+    fn read(body: &[u8]) -> Result<Vec<StorageEvent>, String> {
+        let Arrivals { events, unread } = super::read(body)?;
+        if let Some(reason) = unread.into_iter().next() { Err(reason) } else { Ok(events) }
     }
 
     #[test]
@@ -156,6 +175,14 @@ mod tests {
             record("ObjectCreated:CompleteMultipartUpload", "c"),
         ]});
         assert_eq!(read(body.to_string().as_bytes()), Ok(vec![event("a"), event("c")]));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_costs_no_other() {
+        let body = br#"{"Records":[7,{"eventName":"s3:ObjectCreated:Put","s3":{"bucket":{"name":"imports"},"object":{"key":"a"}}},
+            {"eventName":"s3:ObjectCreated:Put","s3":{"bucket":{"name":"imports"},"object":{"key":"%ff"}}}]}"#;
+        let Arrivals { events, unread } = super::read(body).unwrap();
+        assert_eq!((events, unread.len()), (vec![event("a")], 2));
     }
 
     #[test]

@@ -338,7 +338,7 @@ impl EventListener {
         let told = async {
             while let Some(message) = self.events.next().await {
                 let arrivals = s3_event::read(&message.payload).unwrap_or_default();
-                if arrivals.iter().any(|arrival| arrival.bucket == bucket && arrival.key == key) {
+                if arrivals.events.iter().any(|arrival| arrival.bucket == bucket && arrival.key == key) {
                     return Ok(());
                 }
             }
