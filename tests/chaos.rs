@@ -27,6 +27,10 @@ const LANES: u64 = 4;
 const SECONDS: u64 = 300;
 /// Faults at once.
 const AT_ONCE: usize = 3;
+/// How often a process that is started again dies again, at most.
+const CRASHES: u32 = 5;
+/// How long it may live in between, in milliseconds: from its first steps to the middle of its work.
+const CRASH_WITHIN_MS: u64 = 800;
 /// How long anything may take to move on before it hangs.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -36,6 +40,7 @@ enum Fault {
     KillWorker,
     KillOwner,
     KillApi,
+    CrashLoop,
     StopWorker,
     RestartNats,
     WipeNats,
@@ -45,10 +50,11 @@ enum Fault {
 }
 
 impl Fault {
-    const ALL: [(&'static str, Self); 9] = [
+    const ALL: [(&'static str, Self); 10] = [
         ("kill-worker", Self::KillWorker),
         ("kill-owner", Self::KillOwner),
         ("kill-api", Self::KillApi),
+        ("crash-loop", Self::CrashLoop),
         ("stop-worker", Self::StopWorker),
         ("restart-nats", Self::RestartNats),
         ("wipe-nats", Self::WipeNats),
@@ -65,14 +71,10 @@ impl Fault {
     fn weight(self) -> u32 {
         match self {
             Self::KillWorker | Self::KillOwner => 6,
+            Self::CrashLoop => 4,
             Self::KillApi | Self::StopWorker | Self::EndSessions => 2,
             _ => 1,
         }
-    }
-
-    /// Whether it sends SIGKILL to a process of ours.
-    fn kills(self) -> bool {
-        matches!(self, Self::KillWorker | Self::KillOwner | Self::KillApi)
     }
 }
 
@@ -118,7 +120,6 @@ impl Breaker<'_> {
         let mut stopped = Vec::new();
         for fault in &now {
             *self.faults.entry(fault.name()).or_default() += 1;
-            self.kills += u64::from(fault.kills());
             self.down(*fault, &mut stopped).await;
         }
         // Long enough for leases to run out, where somebody sleeps.
@@ -142,7 +143,18 @@ impl Breaker<'_> {
                 let owner = owner(&self.watch, &self.cluster.workers).await.unwrap_or(any);
                 self.kill_worker(owner, stopped);
             }
-            Fault::KillApi => self.cluster.nodes[0].kill(),
+            Fault::KillApi => {
+                self.cluster.nodes[0].kill();
+                self.kills += 1;
+            }
+            Fault::CrashLoop => {
+                self.kill_worker(any, stopped);
+                for _ in 0..self.random.random_range(1..=CRASHES) {
+                    self.cluster.workers[any].start();
+                    tokio::time::sleep(Duration::from_millis(self.random.random_range(0..CRASH_WITHIN_MS))).await;
+                    self.kill_worker(any, stopped);
+                }
+            }
             Fault::StopWorker => {
                 if self.cluster.workers[any].runs() && !stopped.contains(&any) {
                     self.cluster.workers[any].signal("STOP");
@@ -169,12 +181,13 @@ impl Breaker<'_> {
     fn kill_worker(&mut self, worker: usize, stopped: &mut Vec<usize>) {
         stopped.retain(|known| *known != worker);
         self.cluster.workers[worker].kill();
+        self.kills += 1;
     }
 
     /// Starts again what is down; what runs is left alone.
     async fn up(&mut self, fault: Fault) {
         match fault {
-            Fault::KillWorker | Fault::KillOwner => {
+            Fault::KillWorker | Fault::KillOwner | Fault::CrashLoop => {
                 for worker in self.cluster.workers.iter_mut().filter(|worker| !worker.runs()) {
                     worker.start();
                 }
