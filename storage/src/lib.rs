@@ -5,6 +5,7 @@
 //! - [`database`]: imports, plans, leases and status, through sea-orm.
 //! - [`destination`]: staging, ledger, rejects and publish; PostgreSQL and SQLite.
 //! - [`server`]: the accept loop of the API and of the embedded endpoint.
+//! - `silence`: connections to PostgreSQL that never answer again.
 //! - [`start`]: the one start behind three triggers.
 //! - [`failure`]: failed calls, counted.
 //! - [`inspect`]: what `longshore doctor` sees of the databases.
@@ -17,4 +18,5 @@ pub mod failure;
 pub mod inspect;
 pub mod objects;
 pub mod server;
+mod silence;
 pub mod start;

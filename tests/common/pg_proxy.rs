@@ -111,8 +111,8 @@ impl PgProxy {
         self.shared.orders.send_modify(|orders| orders.ended = number);
     }
 
-    /// Every connection that is there stays open and never says anything again, as when a machine vanished. New ones
-    /// work.
+    /// Every connection that is there stays open and never says anything again, as when a machine vanished with its
+    /// sessions. New ones work.
     pub fn silence(&self) {
         let number = self.shared.state().connections;
         self.shared.orders.send_modify(|orders| orders.silent = number);
@@ -207,13 +207,18 @@ async fn carry(mut client: TcpStream, target: u16, number: u64, shared: &Shared)
     let silence = async {
         let _ = silent.wait_for(|orders| orders.silent >= number).await;
     };
-    let (from_client, to_client) = client.split();
-    let (from_server, to_server) = server.split();
-    tokio::select! {
-        ended = requests(BufReader::new(from_client), to_server, &talk, shared) => ended,
-        ended = answers(BufReader::new(from_server), to_client, &talk) => ended,
-        () = silence => std::future::pending().await,
+    {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        tokio::select! {
+            biased;
+            () = silence => {}
+            ended = requests(BufReader::new(from_client), to_server, &talk, shared) => return ended,
+            ended = answers(BufReader::new(from_server), to_client, &talk) => return ended,
+        }
     }
+    drop(server);
+    std::future::pending().await
 }
 
 /// A message: its kind and body.

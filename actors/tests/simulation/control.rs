@@ -156,9 +156,8 @@ impl State {
 
     fn store_progress(&mut self, id: ImportId, attempt: Attempt, epoch: Epoch, progress: &Progress) -> bool {
         let shown = [ImportState::Running, ImportState::Publishing];
-        let Some(row) = self
-            .owned(id, epoch)
-            .filter(|row| row.record.attempt == attempt && shown.contains(&row.record.state))
+        let Some(row) =
+            self.owned(id, epoch).filter(|row| row.record.attempt == attempt && shown.contains(&row.record.state))
         else {
             return false;
         };

@@ -2,9 +2,7 @@
 //! (invariant 12).
 
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, OnConflict};
-use sea_orm::{
-    ActiveValue, ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
-};
+use sea_orm::{ActiveValue, ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use longshore_domain::{
     Attempt, ByteOffset, ByteRange, Chunk, ChunkIndex, ChunkState, Epoch, ImportId, ImportState, LineNumber, RowNumber,
@@ -166,6 +164,17 @@ impl Database {
         scan_done: bool,
     ) -> Result<bool, DatabaseError> {
         let _turn = self.turn().await;
+        self.connection.answered(self.store_planned(id, attempt, epoch, new, scan_done)).await
+    }
+
+    async fn store_planned(
+        &self,
+        id: ImportId,
+        attempt: Attempt,
+        epoch: Epoch,
+        new: &[NewChunk],
+        scan_done: bool,
+    ) -> Result<bool, DatabaseError> {
         let transaction = self.connection.begin().await?;
         let total = new.last().map(|chunk| i64::from(chunk.chunk.0) + 1);
         let mut update = self
@@ -418,7 +427,7 @@ impl Database {
 }
 
 /// Lets every claim go; see [`Database::release_all`].
-pub(super) async fn release_all(connection: &DatabaseConnection) -> Result<(), DatabaseError> {
+pub(super) async fn release_all(connection: &impl ConnectionTrait) -> Result<(), DatabaseError> {
     chunks::Entity::update_many()
         .col_expr(chunks::Column::State, Expr::value(ChunkState::Pending.as_str()))
         .col_expr(chunks::Column::ClaimUntilMs, Expr::value(0_i64))

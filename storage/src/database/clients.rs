@@ -4,12 +4,12 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait, OnConflict};
-use sea_orm::{ActiveValue, ColumnTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, TransactionTrait, UpdateMany};
+use sea_orm::{ActiveValue, ColumnTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, UpdateMany};
 
 use longshore_domain::{ImportId, ImportState};
 
 use super::entity::idempotency_keys;
-use super::entity::imports::{Column, Entity};
+use super::entity::imports::{self, Column, Entity};
 use super::imports::row_of;
 use super::lease::clear_counters;
 use super::{Database, DatabaseError, ImportRecord, NewImport};
@@ -64,20 +64,8 @@ impl Database {
             fingerprint: ActiveValue::Set(key.fingerprint.clone()),
         };
         let turn = self.turn().await;
-        let transaction = self.connection.begin().await?;
-        // Waits for another node that stores the same key just now.
-        let claimed = idempotency_keys::Entity::insert(claim)
-            .on_conflict(OnConflict::column(idempotency_keys::Column::Key).do_nothing().to_owned())
-            .exec_without_returning(&transaction)
-            .await;
-        match claimed {
-            Ok(1) => {
-                let row = Entity::insert(row).exec_with_returning(&transaction).await?;
-                transaction.commit().await?;
-                return Ok(Created::New(ImportRecord::read(row)?));
-            }
-            Ok(_) | Err(DbErr::RecordNotInserted) => transaction.rollback().await?,
-            Err(error) => return Err(error.into()),
+        if let Some(row) = self.connection.answered(self.store_claimed(claim, row)).await? {
+            return Ok(Created::New(ImportRecord::read(row)?));
         }
         drop(turn);
         let known = idempotency_keys::Entity::find_by_id(key.key.clone()).one(&self.connection).await?;
@@ -88,6 +76,32 @@ impl Database {
         let import = self.import(ImportId(known.import_id)).await?;
         let import = import.ok_or_else(|| DatabaseError::corrupt("idempotency key", "its import is not there"))?;
         Ok(Created::Before(import))
+    }
+
+    /// Stores an import under a key; `None` where the key is taken.
+    async fn store_claimed(
+        &self,
+        claim: idempotency_keys::ActiveModel,
+        row: imports::ActiveModel,
+    ) -> Result<Option<imports::Model>, DatabaseError> {
+        let transaction = self.connection.begin().await?;
+        // Waits for another node that stores the same key just now.
+        let claimed = idempotency_keys::Entity::insert(claim)
+            .on_conflict(OnConflict::column(idempotency_keys::Column::Key).do_nothing().to_owned())
+            .exec_without_returning(&transaction)
+            .await;
+        match claimed {
+            Ok(1) => {
+                let row = Entity::insert(row).exec_with_returning(&transaction).await?;
+                transaction.commit().await?;
+                Ok(Some(row))
+            }
+            Ok(_) | Err(DbErr::RecordNotInserted) => {
+                transaction.rollback().await?;
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A fresh URL was signed: the import awaits its file until this one ends, too. `false` where it no longer awaits it.

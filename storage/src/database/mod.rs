@@ -7,6 +7,7 @@
 mod backlog;
 mod chunks;
 mod clients;
+mod connection;
 mod control;
 mod entity;
 mod imports;
@@ -20,11 +21,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeZone, Utc};
 use sea_orm::sea_query::{Expr, Query, SimpleExpr};
-use sea_orm::{
-    ConnectOptions, ConnectionTrait, DatabaseBackend, DatabaseConnection, DbErr, Statement, TransactionTrait,
-};
+use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseBackend, DbErr, Statement};
 
 use crate::destination::gate::WriteGate;
+use crate::silence::Silence;
+
+use self::connection::{ACQUIRE_TIMEOUT, Connection, LOCK_TIMEOUT, STATEMENT_TIMEOUT};
 
 pub use backlog::Backlog;
 pub use chunks::{CLAIMS_AT_MOST, ChunkClaim, ChunkRecord, DecodedText, NewChunk, OpenChunk};
@@ -76,7 +78,7 @@ impl DatabaseError {
 /// The control database. Cheap to clone.
 #[derive(Clone)]
 pub struct Database {
-    connection: DatabaseConnection,
+    connection: Connection,
     /// The turnstile before SQLite's one writer, where the destination shares the file.
     gate: Option<Arc<WriteGate>>,
 }
@@ -87,10 +89,12 @@ impl Database {
     /// # Errors
     /// [`DatabaseError::Unavailable`] where it does not answer.
     pub async fn connect(url: &str, gate: Option<Arc<WriteGate>>) -> Result<Self, DatabaseError> {
+        let silence = Silence::new();
+        let watch = silence.clone();
         let mut options = ConnectOptions::new(url.to_owned());
         options
             .max_connections(if url.starts_with("sqlite") { 4 } else { 8 })
-            .acquire_timeout(Duration::from_secs(10))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_timeout(Duration::from_secs(5))
             .sqlx_logging(false)
             .map_sqlx_sqlite_opts(|options| {
@@ -103,16 +107,17 @@ impl Database {
             })
             .map_sqlx_postgres_opts(|options| {
                 options.application_name("longshore").options([
-                    ("statement_timeout", "30s"),
-                    ("lock_timeout", "10s"),
+                    ("statement_timeout", STATEMENT_TIMEOUT),
+                    ("lock_timeout", LOCK_TIMEOUT),
                     ("idle_in_transaction_session_timeout", "10s"),
                     ("tcp_keepalives_idle", "10"),
                     ("tcp_keepalives_interval", "5"),
                     ("tcp_keepalives_count", "3"),
                     ("timezone", "UTC"),
                 ])
-            });
-        let connection = sea_orm::Database::connect(options).await?;
+            })
+            .map_sqlx_postgres_pool_opts(move |options| watch.watch(options));
+        let connection = Connection::new(sea_orm::Database::connect(options).await?, silence);
         // A server's writers do not wait for each other: one that is held up must not keep leases from being renewed.
         let gate = gate.filter(|_| connection.get_database_backend() == DatabaseBackend::Sqlite);
         Ok(Self { connection, gate })
@@ -126,6 +131,9 @@ impl Database {
         let _turn = self.turn().await;
         let transaction = self.connection.begin().await?;
         if self.backend() == DatabaseBackend::Postgres {
+            // It may have to wait for another node's, and to rewrite a large table.
+            let patience = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '60s'";
+            transaction.execute_unprepared(patience).await?;
             let lock = format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
             transaction.execute_raw(Statement::from_string(self.backend(), lock)).await?;
         }

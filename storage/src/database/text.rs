@@ -3,9 +3,7 @@
 //! caller once its attempt is over.
 
 use sea_orm::sea_query::{Expr, ExprTrait, OnConflict};
-use sea_orm::{
-    ActiveValue, ColumnTrait, EntityTrait, JoinType, QueryFilter, QuerySelect, RelationTrait, TransactionTrait,
-};
+use sea_orm::{ActiveValue, ColumnTrait, EntityTrait, JoinType, QueryFilter, QuerySelect, RelationTrait};
 
 use longshore_domain::{Attempt, Epoch, ImportId, ImportState};
 
@@ -32,6 +30,10 @@ impl Database {
     /// [`DatabaseError`]
     pub async fn announce_text_part(&self, part: TextPart) -> Result<bool, DatabaseError> {
         let _turn = self.turn().await;
+        self.connection.answered(self.record_text_part(part)).await
+    }
+
+    async fn record_text_part(&self, part: TextPart) -> Result<bool, DatabaseError> {
         let transaction = self.connection.begin().await?;
         // Changes nothing, and holds the row until the part is recorded.
         let owned = self

@@ -26,6 +26,8 @@ use longshore_domain::{
 use longshore_parse::ParsedChunk;
 
 use self::session::{Session, Work, failure};
+use crate::silence::Silence;
+
 use super::{
     Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket, Written,
 };
@@ -68,14 +70,15 @@ const PREPARE_LOCK: i64 = 0x6c_6f6e_6773_6864;
 #[derive(Debug, Clone)]
 pub struct PostgresDestination {
     pool: PgPool,
+    silence: Silence,
 }
 
 impl PostgresDestination {
     /// A destination over a pool that is there. Every transaction sets its own limits; [`Self::connect`] sets keepalives
-    /// besides.
+    /// besides, and closes connections at rest that are silent.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, silence: Silence::new() }
     }
 
     /// A destination at `postgres://…`. Connections are made when they are needed; [`Destination::check`] says whether the
@@ -85,7 +88,9 @@ impl PostgresDestination {
     /// [`DestinationError::Unavailable`] where the URL cannot be read.
     pub fn connect(url: &str, max_connections: u32) -> Result<Self, DestinationError> {
         let options: PgConnectOptions = url.parse().map_err(failure)?;
-        let pool = PgPoolOptions::new()
+        let silence = Silence::new();
+        let pool = silence
+            .watch(PgPoolOptions::new())
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| {
@@ -103,7 +108,15 @@ impl PostgresDestination {
                 })
             })
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self { pool, silence })
+    }
+
+    /// Work that is given up where the server has lost its sessions.
+    async fn watched<T>(
+        &self,
+        work: impl Future<Output = Result<T, DestinationError>> + Send,
+    ) -> Result<T, DestinationError> {
+        session::watched(&self.pool, &self.silence, work).await
     }
 
     /// The pool under it.
@@ -116,33 +129,39 @@ impl PostgresDestination {
 #[async_trait]
 impl Destination for PostgresDestination {
     async fn prepare(&self) -> Result<(), DestinationError> {
-        let mut session = Session::begin(&self.pool, None, Work::Short).await?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(PREPARE_LOCK)
-            .execute(session.connection())
-            .await
-            .map_err(failure)?;
-        session.run(SERVICE_TABLES).await.map_err(failure)?;
-        fence::finish(session).await
+        self.watched(async {
+            let mut session = Session::begin(&self.pool, None, Work::Short).await?;
+            sqlx::query("SELECT pg_advisory_xact_lock($1)")
+                .bind(PREPARE_LOCK)
+                .execute(session.connection())
+                .await
+                .map_err(failure)?;
+            session.run(SERVICE_TABLES).await.map_err(failure)?;
+            fence::finish(session).await
+        })
+        .await
     }
 
     async fn check(&self) -> Result<(), DestinationError> {
-        let mut session = Session::begin(&self.pool, None, Work::Short).await?;
-        session.run("SELECT 1").await.map_err(failure)?;
-        session.rollback().await;
-        Ok(())
+        self.watched(async {
+            let mut session = Session::begin(&self.pool, None, Work::Short).await?;
+            session.run("SELECT 1").await.map_err(failure)?;
+            session.rollback().await;
+            Ok(())
+        })
+        .await
     }
 
     async fn describe(&self, table: &TableName) -> Result<Option<TableDescription>, DestinationError> {
-        describe::describe(&self.pool, table).await
+        self.watched(describe::describe(&self.pool, table)).await
     }
 
     async fn raise_fence(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError> {
-        fence::raise(&self.pool, ticket).await
+        self.watched(fence::raise(&self.pool, ticket)).await
     }
 
     async fn prepare_staging(&self, ticket: Ticket, plan: &LoadPlan) -> Result<bool, DestinationError> {
-        staging::prepare(&self.pool, ticket, plan).await
+        self.watched(staging::prepare(&self.pool, ticket, plan)).await
     }
 
     async fn write_chunk(
@@ -153,29 +172,32 @@ impl Destination for PostgresDestination {
         parsed: ParsedChunk,
         lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
-        write::write_chunk(&self.pool, ticket, chunk, plan, parsed, lookup).await
+        self.watched(write::write_chunk(&self.pool, ticket, chunk, plan, parsed, lookup)).await
     }
 
     async fn ledger(&self, import: ImportId, attempt: Attempt) -> Result<Vec<LedgerRow>, DestinationError> {
-        let mut session = Session::begin(&self.pool, None, Work::Short).await?;
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT chunk, row_count, rejected FROM longshore_ledger WHERE import = $1 AND attempt = $2 ORDER BY chunk",
-        )
-        .bind(import.0)
-        .bind(i64::from(attempt.0))
-        .fetch_all(session.connection())
+        self.watched(async {
+            let mut session = Session::begin(&self.pool, None, Work::Short).await?;
+            let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+                "SELECT chunk, row_count, rejected FROM longshore_ledger WHERE import = $1 AND attempt = $2 ORDER BY chunk",
+            )
+            .bind(import.0)
+            .bind(i64::from(attempt.0))
+            .fetch_all(session.connection())
+            .await
+            .map_err(failure)?;
+            session.rollback().await;
+            Ok(rows
+                .into_iter()
+                .map(|(chunk, rows, rejected)| LedgerRow {
+                    // Chunks are numbered with 32 bits.
+                    chunk: ChunkIndex(chunk as u32),
+                    rows: rows as u64,
+                    rejected: rejected as u64,
+                })
+                .collect())
+        })
         .await
-        .map_err(failure)?;
-        session.rollback().await;
-        Ok(rows
-            .into_iter()
-            .map(|(chunk, rows, rejected)| LedgerRow {
-                // Chunks are numbered with 32 bits.
-                chunk: ChunkIndex(chunk as u32),
-                rows: rows as u64,
-                rejected: rejected as u64,
-            })
-            .collect())
     }
 
     async fn publish(
@@ -186,11 +208,11 @@ impl Destination for PostgresDestination {
         on_error: OnError,
         lookup: &dyn RecordLookup,
     ) -> Result<PublishOutcome, DestinationError> {
-        publish::publish(&self.pool, ticket, plan, planned, on_error, lookup).await
+        self.watched(publish::publish(&self.pool, ticket, plan, planned, on_error, lookup)).await
     }
 
     async fn abort(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError> {
-        fence::abort(&self.pool, ticket).await
+        self.watched(fence::abort(&self.pool, ticket)).await
     }
 
     async fn rejects(
@@ -200,6 +222,6 @@ impl Destination for PostgresDestination {
         after: RowNumber,
         limit: usize,
     ) -> Result<Vec<Reject>, DestinationError> {
-        rejects::list(&self.pool, import, attempt, after, limit).await
+        self.watched(rejects::list(&self.pool, import, attempt, after, limit)).await
     }
 }

@@ -3,18 +3,54 @@
 //! The driver's own transaction type is not used: a COPY that is dropped half-way leaves its connection out of step, so a
 //! session that was not ended in order closes its connection instead of returning it.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgPool};
-use sqlx::{AssertSqlSafe, Postgres};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres, Row as _};
 
 use longshore_domain::{ChunkIndex, ImportId};
 
 use crate::destination::{DestinationError, Ticket, sql};
+use crate::silence::Silence;
 
 /// How long a statement may run, where none is allowed to take longer, and how long a transaction may be idle.
 const PATIENCE_SECONDS: u32 = 60;
 /// How long a lock is waited for; then the owner tries again.
 pub(super) const LOCK_WAIT: &str = "10s";
+
+/// How long a transaction may take to begin, on a connection that just gave a sign of life.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(8);
+/// How often the server is asked whether it still knows sessions that take long.
+const ASK_EVERY: Duration = Duration::from_secs(3);
+
+tokio::task_local! {
+    /// The sessions that the work of [`watched`] holds just now.
+    static HELD: Held;
+}
+
+/// Process numbers of sessions, as the server counts them.
+#[derive(Debug, Clone, Default)]
+struct Held(Arc<Mutex<Vec<i32>>>);
+
+impl Held {
+    fn pids(&self) -> std::sync::MutexGuard<'_, Vec<i32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session in [`HELD`], for as long as it is open.
+struct Watch {
+    held: Held,
+    pid: i32,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.held.pids().retain(|pid| *pid != self.pid);
+    }
+}
 
 /// What runs in a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +65,57 @@ pub(super) enum Work {
 pub(super) struct Session {
     connection: PoolConnection<Postgres>,
     ended: bool,
+    _watch: Option<Watch>,
+}
+
+/// Runs work with sessions for as long as the server knows them. A connection to a server that is gone may stay open and never
+/// say so: where a new one does not find the session any more, the work is given up, and may be tried again.
+///
+/// # Errors
+/// Those of the work, and [`DestinationError::Unavailable`] where a session is gone.
+pub(super) async fn watched<T>(
+    pool: &PgPool,
+    silence: &Silence,
+    work: impl Future<Output = Result<T, DestinationError>>,
+) -> Result<T, DestinationError> {
+    let held = Held::default();
+    let gone = async {
+        loop {
+            tokio::time::sleep(ASK_EVERY).await;
+            if is_gone(pool, &held).await {
+                silence.note();
+                return Err(DestinationError::Unavailable {
+                    reason: "the server does not know the session any more, whose connection is silent".to_owned(),
+                });
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        done = HELD.scope(held.clone(), work) => done,
+        given_up = gone => given_up,
+    }
+}
+
+/// Whether a session is held, here, that the server does not have. A server that does not answer is no answer.
+async fn is_gone(pool: &PgPool, held: &Held) -> bool {
+    let before = held.pids().clone();
+    if before.is_empty() {
+        return false;
+    }
+    let ask = async {
+        let mut connection = PgConnection::connect_with(&pool.connect_options()).await?;
+        let pids: Vec<i32> = sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE pid = ANY($1)")
+            .bind(&before)
+            .fetch_all(&mut connection)
+            .await?;
+        connection.close().await?;
+        Ok::<_, sqlx::Error>(pids)
+    };
+    match tokio::time::timeout(BEGIN_PATIENCE, ask).await {
+        Ok(Ok(known)) => held.pids().iter().any(|pid| before.contains(pid) && !known.contains(pid)),
+        Ok(Err(_)) | Err(_) => false,
+    }
 }
 
 /// What became of a COMMIT.
@@ -68,19 +155,26 @@ impl Session {
             Work::Short => (PATIENCE_SECONDS, PATIENCE_SECONDS),
             Work::Long => (0, 10 * PATIENCE_SECONDS),
         };
-        let mut session = Self { connection: pool.acquire().await.map_err(failure)?, ended: false };
+        let mut session = Self { connection: pool.acquire().await.map_err(failure)?, ended: false, _watch: None };
         // Numbers, a UUID and constants: nothing here comes from a request.
-        session
-            .run(format!(
-                "BEGIN ISOLATION LEVEL READ COMMITTED; \
+        let begin = AssertSqlSafe(format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; \
                  SET LOCAL application_name = '{name}'; \
                  SET LOCAL statement_timeout = '{statement}s'; \
                  SET LOCAL lock_timeout = '{LOCK_WAIT}'; \
                  SET LOCAL idle_in_transaction_session_timeout = '{idle}s'; \
-                 SET LOCAL TimeZone = 'UTC'"
-            ))
-            .await
-            .map_err(failure)?;
+                 SET LOCAL TimeZone = 'UTC'; \
+                 SELECT pg_backend_pid()"
+        ));
+        let begun = sqlx::raw_sql(begin).fetch_all(&mut *session.connection);
+        let rows = tokio::time::timeout(BEGIN_PATIENCE, begun).await.unwrap_or_else(|_| {
+            Err(sqlx::Error::Protocol(format!("no transaction was begun within {BEGIN_PATIENCE:?}")))
+        });
+        if let (Ok(held), Some(row)) = (HELD.try_with(Held::clone), rows.map_err(failure)?.first()) {
+            let pid = row.try_get(0).map_err(failure)?;
+            held.pids().push(pid);
+            session._watch = Some(Watch { held, pid });
+        }
         Ok(session)
     }
 
