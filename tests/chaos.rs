@@ -144,8 +144,8 @@ impl Breaker<'_> {
                 self.kill_worker(owner, stopped);
             }
             Fault::KillApi => {
+                self.kills += u64::from(self.cluster.nodes[0].runs());
                 self.cluster.nodes[0].kill();
-                self.kills += 1;
             }
             Fault::CrashLoop => {
                 self.kill_worker(any, stopped);
@@ -180,8 +180,8 @@ impl Breaker<'_> {
 
     fn kill_worker(&mut self, worker: usize, stopped: &mut Vec<usize>) {
         stopped.retain(|known| *known != worker);
+        self.kills += u64::from(self.cluster.workers[worker].runs());
         self.cluster.workers[worker].kill();
-        self.kills += 1;
     }
 
     /// Starts again what is down; what runs is left alone.

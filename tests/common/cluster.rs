@@ -199,12 +199,15 @@ impl Cluster {
     }
 }
 
-/// The place of a worker that owns an import just now; its name holds its process id.
+/// The place of a running worker that owns an import just now; its name holds its process id. `None` without the database, too.
 pub async fn owner(database: &Database, workers: &[Process]) -> Option<usize> {
     let sql = "SELECT lease_owner FROM longshore_imports \
                WHERE lease_owner IS NOT NULL AND state IN ('planning', 'running', 'publishing')";
-    let owners = database.rows(sql).await;
+    let owners = database.try_rows(sql).await?;
     workers.iter().position(|worker| {
+        if !worker.runs() {
+            return false;
+        }
         let pid = format!("-{}-", worker.pid());
         owners.iter().any(|row| row[0].as_deref().is_some_and(|owner| owner.contains(&pid)))
     })
