@@ -228,10 +228,10 @@ impl<'a> Load<'a> {
         assert_eq!(import["progress"]["rows_rejected"], asked.bad.len(), "{import}");
     }
 
-    /// Compares the place of an import with its file, read by PostgreSQL itself.
+    /// Compares the place of an import with its file, read by PostgreSQL itself into a table that outlives a crash.
     async fn compare(&self, asked: &Asked, added: bool) {
         let oracle = unique("oracle_");
-        let make = format!("CREATE UNLOGGED TABLE {oracle} (id bigint, name text, note text, amount bigint)");
+        let make = format!("CREATE TABLE {oracle} (id bigint, name text, note text, amount bigint)");
         let differ = format!(
             "SELECT (SELECT count(*) FROM {oracle}), (SELECT count(*) FROM {place}), \
              (SELECT count(*) FROM (SELECT * FROM {oracle} EXCEPT ALL SELECT t.* FROM {place}) missing), \
