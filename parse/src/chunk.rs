@@ -211,6 +211,10 @@ impl<'a> Growing<'a> {
         Self { columns, rows: 0, first, listed: None, faulty: Vec::new() }
     }
 
+    fn reserve(&mut self, rows: usize) {
+        self.columns.iter_mut().for_each(|column| column.reserve(rows));
+    }
+
     fn number(&mut self, numbers: &[u64]) {
         let next = self.first + self.rows as u64;
         let follow = numbers.last().is_none_or(|last| *last + 1 == next + numbers.len() as u64);
@@ -266,12 +270,25 @@ impl ChunkReader<'_> {
             let first = *position;
             let records = self.split(end, position);
             self.parsed.rows += position.row - first.row;
+            if batch.rows == 0 {
+                batch.reserve(self.expected(&records, end));
+            }
             self.decode(&mut batch, &records, end, first);
             end = records.end;
             self.fields = records.fields;
         }
         self.parsed.batches.extend(batch.finish());
         end
+    }
+
+    /// How many rows a batch is going to have, by its first block: arrays that grow by doubling copy themselves, and touch
+    /// memory that is new.
+    fn expected(&self, block: &Records, at: usize) -> usize {
+        let rows = block.numbers.len();
+        let left = (self.data.len() - at).min(BATCH_BYTES);
+        // Records behind may be a little shorter. Limits that are reached end the batch, whatever was expected.
+        let expected = rows as u128 * left as u128 / ((block.end - at).max(1)) as u128 * 33 / 32;
+        usize::try_from(expected).unwrap_or(usize::MAX).clamp(rows, (BATCH_FIELDS / self.plan.width.max(1)).max(rows))
     }
 
     fn split(&mut self, base: usize, position: &mut Position) -> Records {

@@ -94,6 +94,19 @@ impl<'a> Decoder<'a> {
         Self { plan, array }
     }
 
+    /// Makes room for so many rows.
+    pub fn reserve(&mut self, rows: usize) {
+        match &mut self.array {
+            Array::Bool(values, _) => values.reserve(rows),
+            Array::Int32(values, _) => values.reserve(rows),
+            Array::Int64(values, _) => values.reserve(rows),
+            Array::Float64(values, _) => values.reserve(rows),
+            Array::Int128(values, _) => values.reserve(rows),
+            Array::Text(values) => values.reserve(rows),
+            Array::Bytes(values) => values.reserve(rows),
+        }
+    }
+
     /// Decodes a block; `miss` is told of each row of it that is a reject, in ascending order. The array holds a null there.
     pub fn append(&mut self, cells: &mut impl Column, miss: impl FnMut(usize, CellFault)) {
         let plan = self.plan;
@@ -233,7 +246,6 @@ impl<C: Column, M: FnMut(usize, CellFault)> Block<'_, C, M> {
         nulls: &mut Nulls,
         read: impl FnMut(&str) -> Result<T, Fault>,
     ) {
-        values.reserve(self.cells.rows());
         self.each(read, |value| {
             if value.is_none() {
                 nulls.0.push(values.len());
@@ -243,7 +255,6 @@ impl<C: Column, M: FnMut(usize, CellFault)> Block<'_, C, M> {
     }
 
     fn texts(mut self, array: &mut MutableBinaryViewArray<str>, check: impl Fn(&str) -> Result<(), Fault>) {
-        array.reserve(self.cells.rows());
         for row in 0..self.cells.rows() {
             let fault = match self.cells.cell(row) {
                 Cell::Text(text) => match check(text) {
