@@ -341,3 +341,65 @@ async fn a_server_in_the_settings_file_is_asked() {
     assert_eq!(code, 0, "{err}");
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["items"][0]["id"], json!(id));
 }
+
+// ------------------------------------------------------------------------------------------------------------------- load
+
+/// `longshore load` with these arguments against a service: its code, its JSON, what it said.
+async fn load(service: &Service, arguments: &[&str]) -> (i32, Value, String) {
+    let all: Vec<&str> =
+        ["load", "--json", "--server", &service.process.base].iter().chain(arguments).copied().collect();
+    let (code, out, err) = run(service.folder.path(), &all, &settings([])).await;
+    (code, serde_json::from_str(out.lines().last().unwrap_or_default()).unwrap_or_default(), err)
+}
+
+#[tokio::test]
+async fn load_is_offered_counted_and_told() {
+    let service = serve(&[]).await;
+    let (code, told, err) = load(&service, &["--count", "12", "--concurrency", "4", "--rows", "300"]).await;
+    assert_eq!(
+        (code, &told["done"], &told["failed"], &told["rows"]),
+        (0, &json!(12), &json!(0), &json!(3_600)),
+        "{err}"
+    );
+    let run = told["run"].as_str().unwrap();
+    let tables: Vec<String> = (0..12).map(|number| format!("load_{run}_{number}")).collect();
+    for table in &tables {
+        assert_eq!(count(&service.folder, table), 300);
+    }
+    for step in ["create", "upload", "load", "import"] {
+        let times = &told["milliseconds"][step];
+        assert!(
+            times["p50"].as_f64().unwrap() > 0.0 && times["max"].as_f64() >= times["p99"].as_f64(),
+            "{step}: {told}"
+        );
+    }
+    assert!(err.contains("12 imports") && err.contains("p99") && err.contains(run), "{err}");
+
+    // Into one table that is there, and told of.
+    let (code, told, err) =
+        load(&service, &["--count", "3", "--rows", "300", "--complete", "--table", &tables[0]]).await;
+    assert_eq!((code, &told["rows"]), (0, &json!(900)), "{err}");
+    let sql = format!("SELECT count(*) FROM \"{}\"", tables[0]);
+    let all: i64 = open(&service.sqlite()).query_row(&sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(all, 1_200);
+}
+
+#[tokio::test]
+async fn load_counts_what_fails_and_leaves_nothing_of_mere_requests() {
+    let service = serve(&[]).await;
+    let file = service.folder.path().join("bad.csv");
+    std::fs::write(&file, "id,n\n1,\"never closed\n").unwrap();
+    let (code, told, err) = load(&service, &["--count", "3", "--file", file.to_str().unwrap()]).await;
+    assert_eq!((code, &told["done"], &told["failed"]), (1, &json!(0), &json!(3)), "{err}");
+    assert!(err.contains("failed 3 times: failed: "), "{err}");
+    let (code, _, err) = load(&service, &["--file", "no-such-file.csv"]).await;
+    assert_eq!(code, 2, "{err}");
+
+    for what in ["create", "status"] {
+        let (code, told, err) = load(&service, &["--what", what, "--count", "20", "--concurrency", "5"]).await;
+        assert_eq!((code, &told["done"]), (0, &json!(20)), "{err}");
+        assert!(told["milliseconds"][what]["p50"].as_f64().unwrap() > 0.0, "{told}");
+    }
+    let open_imports = service.api.got("/v1/imports?state=awaiting_upload").await["items"].clone();
+    assert_eq!(open_imports, json!([]));
+}

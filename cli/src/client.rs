@@ -173,8 +173,13 @@ impl Client {
         Ok(())
     }
 
+    /// Asks for an import; the new resource, with its upload.
+    pub async fn create(&self, request: &Value) -> Result<Value> {
+        self.call(self.http.post(format!("{}/v1/imports", self.base)).json(request)).await
+    }
+
     /// Asks for an import of the file; the new resource, with its upload.
-    pub async fn create(&self, order: &ImportOrder<'_>, source: &Source) -> Result<Value> {
+    pub async fn order(&self, order: &ImportOrder<'_>, source: &Source) -> Result<Value> {
         let mut request = json!({
             "destination": {"table": order.table},
             "file": {"name": source.name, "size": source.size},
@@ -183,7 +188,7 @@ impl Client {
         if let Some(null_values) = &order.null_values {
             request["format"] = json!({"null_values": null_values});
         }
-        self.call(self.http.post(format!("{}/v1/imports", self.base)).json(&request)).await
+        self.create(&request).await
     }
 
     /// Sends the file where the server said.
@@ -192,21 +197,47 @@ impl Client {
         let counted = bar.0.clone();
         let blocks =
             ReaderStream::with_capacity(source.file, BLOCK).inspect_ok(move |block| counted.inc(block.len() as u64));
+        let sent = self.put(upload, reqwest::Body::wrap_stream(blocks)).await;
+        drop(bar);
+        sent
+    }
+
+    /// Sends a body to where an upload goes.
+    pub async fn put(&self, upload: &Value, body: reqwest::Body) -> Result<()> {
         let url = upload["url"].as_str().context("the server's answer has no upload URL")?;
-        let mut request = self.http.put(url).body(reqwest::Body::wrap_stream(blocks));
+        let mut request = self.http.put(url).body(body);
         for (name, value) in upload["headers"].as_object().into_iter().flatten() {
             request = request.header(name, value.as_str().unwrap_or_default());
         }
-        let sent = request.send().await;
-        drop(bar);
         // The URL is a secret: it stays out of errors.
-        let response = sent.map_err(reqwest::Error::without_url).context("the upload failed")?;
+        let response = request.send().await.map_err(reqwest::Error::without_url).context("the upload failed")?;
         if response.status().is_success() {
             return Ok(());
         }
         let status = response.status();
         let reason = s3_message(&response.text().await.unwrap_or_default());
         bail!("the storage refused the upload: {status}{reason}")
+    }
+
+    /// Waits for an import's end, as the server tells of it at once; the finished resource. Where its stream breaks, it is
+    /// watched.
+    pub async fn follow(&self, id: &str) -> Result<Value> {
+        let request = self.http.get(format!("{}/v1/imports/{id}/events", self.base));
+        let mut blocks = self.answer(request).await?.bytes_stream();
+        let mut text = Vec::new();
+        while let Ok(Some(block)) = blocks.try_next().await {
+            text.extend_from_slice(&block);
+            let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            let lines: Vec<u8> = text.drain(..whole).collect();
+            for line in String::from_utf8_lossy(&lines).lines() {
+                let import: Value =
+                    line.strip_prefix("data:").map(serde_json::from_str).transpose()?.unwrap_or_default();
+                if import["done"] == true {
+                    return Ok(import);
+                }
+            }
+        }
+        self.watch(id).await
     }
 
     /// Follows an import to its end; the finished resource. A server that is away is asked again for a while.

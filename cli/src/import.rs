@@ -127,7 +127,7 @@ async fn follow(
     on_signal: OnSignal,
 ) -> Result<End> {
     let created = tokio::select! {
-        created = client.create(order, &source) => created?,
+        created = client.order(order, &source) => created?,
         () = stop.cancelled() => {
             say("interrupted before the server answered; `longshore list` shows whether it made an import, which then awaits its \
                  file");

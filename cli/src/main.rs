@@ -4,6 +4,7 @@ mod client;
 mod doctor;
 mod healthcheck;
 mod import;
+mod load;
 mod lock;
 mod log;
 mod output;
@@ -28,6 +29,7 @@ use log::Log;
 use output::{Reader, print, say, write};
 use serve::Role;
 use settings::Settings;
+use signals::INTERRUPTED;
 use usage::Usage;
 
 #[global_allocator]
@@ -118,6 +120,14 @@ enum Command {
         limit: usize,
         #[command(flatten)]
         remote: Remote,
+    },
+    /// Offers a server imports by the many, and tells how many it took and how long each step was.
+    Load {
+        /// The server's address [default: http://127.0.0.1:8080].
+        #[arg(long, env = "LONGSHORE_SERVER", hide_env_values = true)]
+        server: Option<String>,
+        #[command(flatten)]
+        arguments: load::Arguments,
     },
     /// Lists the rejected rows of an import.
     Rejects {
@@ -248,6 +258,10 @@ async fn run(command: Command, settings: Settings) -> Result<ExitCode> {
                 say(if all { "there are no imports yet" } else { "there are no such imports" });
             }
             list(&imports, remote.json)?;
+        }
+        Command::Load { server: given, arguments } => {
+            let client = Client::new(server(given.as_deref(), settings).unwrap_or(DEFAULT_SERVER))?;
+            return load::run(client, &arguments).await;
         }
         Command::Rejects { id, csv, remote } => {
             let client = remote.client(settings)?;

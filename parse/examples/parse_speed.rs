@@ -12,6 +12,10 @@ use longshore_parse::{
     scan_blocks,
 };
 
+/// The program's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().expect("usage: parse_speed FILE [CHUNK_SIZE]");
