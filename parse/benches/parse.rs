@@ -98,7 +98,7 @@ fn quoted() -> Vec<u8> {
         let _ = write!(text, "{row},\"Title, number {}\",\"", of(1, 1_000));
         for line in 0..4 + of(2, 8) {
             let _ =
-                write!(text, "It was said, at line {line}, that \"\"nothing\"\" ends here; {}\n", of(line + 3, 99_999));
+                writeln!(text, "It was said, at line {line}, that \"\"nothing\"\" ends here; {}", of(line + 3, 99_999));
         }
         text.push('"');
     })
