@@ -97,10 +97,8 @@ impl State {
             self.violation(format!("{id} was to go from {from} to {}", change.to()));
         }
         let Some(row) = self.owned(id, epoch).filter(|row| row.record.state == from) else { return false };
-        let mut restarted = false;
         match change {
             Change::Restart { widened } => {
-                restarted = true;
                 row.record.attempt = row.record.attempt.next();
                 row.record.error = None;
                 row.record.widened = widened.clone();
@@ -117,7 +115,7 @@ impl State {
             }
             Change::Run | Change::Publish | Change::Fail | Change::Cancel => {}
         }
-        if restarted && !self.expected[&id].starts_again {
+        if matches!(change, Change::Restart { .. }) && !self.expected[&id].starts_again {
             self.violation(format!("{id} starts again without a reason"));
         }
         self.set_state(id, change.to());
