@@ -2,20 +2,20 @@
 //! actors. Called by the worker factory ([`crate::pool`]); tells the import's owner by a report, which is a hint.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use longshore_domain::{ByteRange, ImportState, LineNumber, LoadPlan, OnError, Problem, ProblemKind, RowNumber, Tally};
-use longshore_parse::{ChunkInput, ParsedChunk, find_records, oversized_reject, parse_chunk};
+use longshore_parse::{Batch, ChunkEnd, ChunkInput, Widening, find_records, oversized_reject, read_chunk};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, Receipt};
 use longshore_storage::database::{ChunkClaim, ImportRecord, NewChunk, RENEW_EVERY};
-use longshore_storage::destination::{DestinationError, RecordLookup, Ticket, Written};
+use longshore_storage::destination::{ChunkRows, DestinationError, RecordLookup, Ticket, Written};
 use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
 use longshore_storage::objects::ObjectError;
-use longshore_telemetry::{JobOutcome, Step, metrics, timed};
+use longshore_telemetry::{JobOutcome, Step, metrics, step_span, timed};
 
 use crate::off_thread::off_thread;
 use crate::patience::{Gave, Patience, Tries, patiently};
@@ -74,7 +74,7 @@ pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Rec
     }
     failpoint::pass("chunk.reported");
     let answered = match outcome {
-        Outcome::HandBack => receipt.hand_back(std::time::Duration::ZERO).await,
+        Outcome::HandBack => receipt.hand_back(Duration::ZERO).await,
         _ => receipt.ack().await,
     };
     if let Err(error) = answered {
@@ -156,7 +156,7 @@ async fn keep(services: &Services, job: ChunkJob, receipt: &dyn Receipt, lost: &
     }
 }
 
-/// Get, parse, write, commit.
+/// Get; parse and write at the same time; commit.
 async fn load(
     services: &Services,
     job: ChunkJob,
@@ -170,24 +170,13 @@ async fn load(
     let Some(bytes) = fetched else { return Ok(Outcome::LookAgain) };
     failpoint::pass("chunk.got");
     metrics().bytes_fetched(bytes.len() as u64);
-    let shared = Arc::new((plan.clone(), bytes));
-    let (parsed, shared) = timed(Step::Parse, parse(shared, chunk.clone())).await?;
-    failpoint::pass("chunk.parsed");
-    if !parsed.widenings.is_empty() {
-        return match store_widenings(services, job, &parsed, patience).await? {
-            true => Ok(Outcome::LookAgain),
-            false => Ok(Outcome::NotOurs),
-        };
-    }
+    let source =
+        Arc::new(ChunkSource { plan: plan.clone(), bytes, chunk: chunk.clone(), work: tracing::Span::current() });
+    let lookup = ChunkLookup(Arc::clone(&source));
     let ticket = Ticket { import: job.import, attempt: job.attempt, epoch: job.epoch };
-    let lookup = ChunkLookup { shared: Arc::clone(&shared), chunk: chunk.clone() };
-    let mut parsed = Some(parsed);
     let mut tries = Tries::new(patience, "write chunk");
     let written = loop {
-        let rows = match parsed.take() {
-            Some(parsed) => parsed,
-            None => timed(Step::Parse, parse(Arc::clone(&shared), chunk.clone())).await?.0,
-        };
+        let rows = Arc::clone(&source) as Arc<dyn ChunkRows>;
         let write = services.destination.write_chunk(ticket, job.chunk, plan, rows, &lookup);
         let error = match timed(Step::Write, write).await {
             Ok(written) => break written,
@@ -199,13 +188,27 @@ async fn load(
                 tracing::warn!(reason, "staging is gone");
                 return Ok(Outcome::LookAgain);
             }
+            Err(Gave::Up(error @ DestinationError::ReaderFailed { .. })) => {
+                // This process keeps running, the claim is counted, others try.
+                tracing::error!(%error, "reading a chunk panicked");
+                return Err(Gave::Stopped);
+            }
             Err(gave) => return Err(problem(gave, destination_problem)),
         }
     };
-    let Written::Committed(tally) = written else {
-        metrics().fence_refused();
-        tracing::info!("the fence refused this chunk");
-        return Ok(Outcome::NotOurs);
+    let tally = match written {
+        Written::Committed(tally) => tally,
+        Written::Fenced => {
+            metrics().fence_refused();
+            tracing::info!("the fence refused this chunk");
+            return Ok(Outcome::NotOurs);
+        }
+        Written::Widen(widenings) => {
+            return match store_widenings(services, job, &widenings, patience).await? {
+                true => Ok(Outcome::LookAgain),
+                false => Ok(Outcome::NotOurs),
+            };
+        }
     };
     let finish = || services.database.finish_chunk(job.import, job.attempt, job.chunk, tally.rejected);
     let marked = patiently(patience, "mark chunk done", finish).await.map_err(no_problem)?;
@@ -287,25 +290,6 @@ pub(crate) fn object_problem(error: &ObjectError) -> Problem {
     Problem::new(kind, format!("{error}; {what_to_do}"))
 }
 
-/// Parses on a thread of its own.
-async fn parse(
-    shared: Arc<(LoadPlan, Bytes)>,
-    chunk: NewChunk,
-) -> Result<(ParsedChunk, Arc<(LoadPlan, Bytes)>), Gave<Problem>> {
-    off_thread(move || {
-        let (plan, bytes) = &*shared;
-        let input = chunk_input(bytes, &chunk);
-        let parsed = if chunk.oversized { oversized_reject(plan, input) } else { parse_chunk(plan, input) };
-        (parsed, shared)
-    })
-    .await
-    .map_err(|error| {
-        // A defect of the reader: this process keeps running, the claim is counted, others try.
-        tracing::error!(%error, "parsing a chunk panicked");
-        Gave::Stopped
-    })
-}
-
 fn chunk_input<'a>(bytes: &'a [u8], chunk: &NewChunk) -> ChunkInput<'a> {
     ChunkInput { bytes, start: chunk.range.start, first_row: chunk.first_row, first_line: chunk.first_line }
 }
@@ -314,10 +298,10 @@ fn chunk_input<'a>(bytes: &'a [u8], chunk: &NewChunk) -> ChunkInput<'a> {
 async fn store_widenings(
     services: &Services,
     job: ChunkJob,
-    parsed: &ParsedChunk,
+    widenings: &[Widening],
     patience: &Patience,
 ) -> Result<bool, Gave<Problem>> {
-    let store = || services.database.widen(job.import, job.attempt, job.epoch, &parsed.widenings);
+    let store = || services.database.widen(job.import, job.attempt, job.epoch, widenings);
     patiently(patience, "store wider types", store).await.map_err(no_problem)
 }
 
@@ -342,17 +326,45 @@ fn no_problem(gave: Gave<longshore_storage::database::DatabaseError>) -> Gave<Pr
     }
 }
 
-/// Finds raw records in the chunk that is at hand.
-struct ChunkLookup {
-    shared: Arc<(LoadPlan, Bytes)>,
+/// The chunk that is at hand.
+struct ChunkSource {
+    plan: LoadPlan,
+    bytes: Bytes,
     chunk: NewChunk,
+    /// Whose step it is: it is read on another thread.
+    work: tracing::Span,
 }
+
+impl ChunkRows for ChunkSource {
+    fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
+        let _step = self.work.in_scope(|| step_span(Step::Parse)).entered();
+        let begun = Instant::now();
+        let mut elsewhere = Duration::ZERO;
+        let input = chunk_input(&self.bytes, &self.chunk);
+        let end = if self.chunk.oversized {
+            oversized_reject(&self.plan, input).replay(sink)
+        } else {
+            read_chunk(&self.plan, input, &mut |batch| {
+                let handed = Instant::now();
+                let go_on = sink(batch);
+                elsewhere += handed.elapsed();
+                go_on
+            })
+        };
+        metrics().step(Step::Parse, begun.elapsed().saturating_sub(elsewhere));
+        failpoint::pass("chunk.parsed");
+        end
+    }
+}
+
+/// Finds raw records in it.
+struct ChunkLookup(Arc<ChunkSource>);
 
 #[async_trait]
 impl RecordLookup for ChunkLookup {
     async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
-        let (shared, chunk, rows) = (Arc::clone(&self.shared), self.chunk.clone(), rows.to_vec());
-        off_thread(move || find_records(&shared.0, chunk_input(&shared.1, &chunk), &rows))
+        let (source, rows) = (Arc::clone(&self.0), rows.to_vec());
+        off_thread(move || find_records(&source.plan, chunk_input(&source.bytes, &source.chunk), &rows))
             .await
             .map_err(|error| DestinationError::Unavailable { reason: error.to_string() })
     }

@@ -82,7 +82,18 @@ pub struct Widening {
     pub to: ColumnType,
 }
 
-/// What one chunk holds.
+/// What one chunk holds besides its good rows.
+#[derive(Debug, Clone, Default)]
+pub struct ChunkEnd {
+    /// Data records read: the rows of all batches and the rejects.
+    pub rows: u64,
+    /// The bad rows, ascending.
+    pub rejects: Vec<Reject>,
+    /// Inferred columns that turned out too narrow. Where this is not empty, the attempt has to start anew.
+    pub widenings: Vec<Widening>,
+}
+
+/// What one chunk holds, all of it in memory.
 #[derive(Debug, Clone, Default)]
 pub struct ParsedChunk {
     /// Data records read: the rows of all batches and the rejects.
@@ -93,4 +104,25 @@ pub struct ParsedChunk {
     pub rejects: Vec<Reject>,
     /// Inferred columns that turned out too narrow. Where this is not empty, the attempt has to start anew.
     pub widenings: Vec<Widening>,
+}
+
+impl ParsedChunk {
+    /// All that `read` hands out; `None` where it answers so.
+    pub fn collect(read: impl FnOnce(&mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd>) -> Option<Self> {
+        let mut batches = Vec::new();
+        let ChunkEnd { rows, rejects, widenings } = read(&mut |batch| {
+            batches.push(batch);
+            true
+        })?;
+        Some(Self { rows, batches, rejects, widenings })
+    }
+
+    /// Hands the batches out, as [`crate::read_chunk`] does.
+    pub fn replay(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
+        self.batches.iter().all(|batch| sink(batch.clone())).then(|| ChunkEnd {
+            rows: self.rows,
+            rejects: self.rejects.clone(),
+            widenings: self.widenings.clone(),
+        })
+    }
 }

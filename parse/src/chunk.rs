@@ -11,18 +11,20 @@ use polars_core::prelude::{BooleanChunked, ChunkFilter, NewChunkedArray};
 
 use longshore_domain::{ByteOffset, ColumnType, LineNumber, LoadPlan, Ragged, Reject, RejectReason, RowNumber};
 
-use crate::batch::{Batch, ParsedChunk, RowNumbers, Values, Widening};
+use crate::batch::{Batch, ChunkEnd, ParsedChunk, RowNumbers, Values, Widening};
 use crate::decode::{Cell, CellFault, Column, Decoder};
 use crate::dialect::Dialect;
 use crate::infer::{join_types, type_of};
-use crate::record::{Field, MAX_SPAN, Next, QuoteFault, RawRecord, read_record, unescape};
+use crate::record::{Field, Next, QuoteFault, RawRecord, read_record, unescape};
 
-/// Fields of a batch, and bytes that it is read from: what bounds an array's size.
-const BATCH_FIELDS: usize = 1 << 23;
-const BATCH_BYTES: usize = MAX_SPAN / 2;
+/// Fields of a batch, and bytes that it is read from: its arrays stay in the second-level cache until they are written, and the
+/// next batch gets the same memory.
+const BATCH_FIELDS: usize = 1 << 15;
+const BATCH_BYTES: usize = 1 << 20;
 
-/// Fields of a block: their places and their bytes fit the second-level cache.
+/// Fields of a block, and bytes that it may span: their places and their bytes fit the second-level cache.
 const BLOCK_FIELDS: usize = 1 << 13;
+const BLOCK_BYTES: usize = 1 << 18;
 
 /// A value in a reject is cut to this many bytes; the whole cell stands in the record.
 const VALUE_KEPT: usize = 4096;
@@ -49,9 +51,14 @@ impl<'a> ChunkInput<'a> {
     }
 }
 
-/// Reads a chunk.
+/// Reads a chunk; all of it is held in memory.
 #[must_use]
 pub fn parse_chunk(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
+    ParsedChunk::collect(|sink| read_chunk(plan, input, sink)).unwrap_or_default()
+}
+
+/// Reads a chunk, and hands each batch to `sink` as soon as it is whole; `None` where `sink` said to stop, with false.
+pub fn read_chunk(plan: &LoadPlan, input: ChunkInput<'_>, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
     let dialect = dialect_of(plan);
     let data = input.data(plan);
     let mut chunk = ChunkReader {
@@ -63,18 +70,22 @@ pub fn parse_chunk(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
         null_values: plan.format.null_values.iter().map(String::as_bytes).filter(|null| !null.is_empty()).collect(),
         may_hold_nul: memchr::memchr(0, data).is_some(),
         fields: Vec::new(),
-        parsed: ParsedChunk::default(),
+        read: ChunkEnd::default(),
         widened: BTreeMap::new(),
     };
     let mut at = 0;
     let mut position = Position { row: input.first_row.0, line: input.first_line.0 };
     while at < data.len() {
-        at = chunk.read_batch(at, &mut position);
+        let (end, batch) = chunk.read_batch(at, &mut position);
+        at = end;
+        if !batch.is_none_or(&mut *sink) {
+            return None;
+        }
     }
-    let mut parsed = chunk.parsed;
-    parsed.rejects.sort_by_key(|reject| reject.row);
-    parsed.widenings = chunk.widened.into_iter().map(|(column, to)| Widening { column, to }).collect();
-    parsed
+    let mut read = chunk.read;
+    read.rejects.sort_by_key(|reject| reject.row);
+    read.widenings = chunk.widened.into_iter().map(|(column, to)| Widening { column, to }).collect();
+    Some(read)
 }
 
 /// The dialect of a plan.
@@ -257,19 +268,19 @@ struct ChunkReader<'a> {
     may_hold_nul: bool,
     /// Room for a block's fields.
     fields: Vec<Field>,
-    parsed: ParsedChunk,
+    read: ChunkEnd,
     widened: BTreeMap<usize, ColumnType>,
 }
 
 impl ChunkReader<'_> {
-    /// Splits and decodes records from `at`; returns where the next batch begins.
-    fn read_batch(&mut self, at: usize, position: &mut Position) -> usize {
+    /// Splits and decodes records from `at`; where the next batch begins, and this one, unless it has no row.
+    fn read_batch(&mut self, at: usize, position: &mut Position) -> (usize, Option<Batch>) {
         let mut batch = Growing::new(self.plan, position.row);
         let mut end = at;
         while end < self.data.len() && batch.rows * self.plan.width < BATCH_FIELDS && end - at < BATCH_BYTES {
             let first = *position;
             let records = self.split(end, position);
-            self.parsed.rows += position.row - first.row;
+            self.read.rows += position.row - first.row;
             if batch.rows == 0 {
                 batch.reserve(self.expected(&records, end));
             }
@@ -277,8 +288,7 @@ impl ChunkReader<'_> {
             end = records.end;
             self.fields = records.fields;
         }
-        self.parsed.batches.extend(batch.finish());
-        end
+        (end, batch.finish())
     }
 
     /// How many rows a batch is going to have, by its first block: arrays that grow by doubling copy themselves, and touch
@@ -298,7 +308,7 @@ impl ChunkReader<'_> {
         let mut numbers = Vec::new();
         let mut at = base;
         // One record may be long: the limit is looked at between records.
-        while fields.len() < BLOCK_FIELDS && numbers.len() < BLOCK_FIELDS && at - base < MAX_SPAN / 2 {
+        while fields.len() < BLOCK_FIELDS && numbers.len() < BLOCK_FIELDS && at - base < BLOCK_BYTES {
             let before = fields.len();
             match read_record(self.dialect, self.data, at, base, &mut fields) {
                 Next::End => break,
@@ -316,7 +326,7 @@ impl ChunkReader<'_> {
                         }
                         Err((reason, field, detail)) => {
                             fields.truncate(before);
-                            self.parsed.rejects.push(Reject {
+                            self.read.rejects.push(Reject {
                                 row: RowNumber(position.row),
                                 line: LineNumber(position.line),
                                 column: field.and_then(|field| column_name(self.plan, field)),
@@ -431,7 +441,7 @@ impl ChunkReader<'_> {
         for ((row, line, record), (place, fault, value)) in records.into_iter().zip(faults.values()) {
             let mut value = value.clone();
             value.truncate(VALUE_KEPT);
-            self.parsed.rejects.push(Reject {
+            self.read.rejects.push(Reject {
                 row,
                 line,
                 column: Some(self.plan.fields[*place].name.clone()),

@@ -1,9 +1,9 @@
-//! How fast rows become PostgreSQL's COPY formats: batches like TPC-H's lineitem (16 columns), encoded in memory, on one
-//! thread; and, where `LONGSHORE_TEST_POSTGRES_URL` is set, how long one connection and two take to load them.
-//! `cargo run --release -p longshore-storage --example copy_speed [ROWS]`; MB/s are of the CSV text that such rows have.
+//! How long one connection and two take to load batches like TPC-H's lineitem (16 columns) that are parsed already: what no import
+//! can be faster than. `deploy/servers run -- cargo run --release -p longshore-storage --example copy_speed [ROWS]`; MB/s are of the
+//! CSV text that such rows have.
 #![allow(clippy::print_stdout)]
 
-use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -12,7 +12,6 @@ use longshore_domain::{
     RowNumber, Target,
 };
 use longshore_parse::{Batch, ParsedChunk, RowNumbers, Values};
-use longshore_storage::destination::encode::{Shape, encode};
 use longshore_storage::destination::postgres::PostgresDestination;
 use longshore_storage::destination::{Destination as _, DestinationError, Planned, RecordLookup, Ticket};
 use polars_core::prelude::*;
@@ -24,35 +23,11 @@ const ROWS_IN_CHUNK: usize = 65_536;
 #[tokio::main]
 async fn main() {
     let rows: usize = std::env::args().nth(1).and_then(|rows| rows.parse().ok()).unwrap_or(1_500_000);
-    let chunk = [lineitem(ROWS_IN_CHUNK)];
-    let chunks = rows.div_ceil(ROWS_IN_CHUNK);
-    let everything = [Range { start: 0, end: ROWS_IN_CHUNK }];
-    for (name, shape) in [
-        ("binary", Shape { text: false, numbered: false }),
-        ("binary, numbered", Shape { text: false, numbered: true }),
-        ("text", Shape { text: true, numbered: false }),
-    ] {
-        let start = Instant::now();
-        let mut bytes = 0;
-        for _ in 0..chunks {
-            encode(&chunk, &everything, shape, &mut |piece| {
-                bytes += piece.len();
-                true
-            });
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        let rows = (chunks * ROWS_IN_CHUNK) as f64;
-        println!(
-            "{name}: {:.0} MB/s of CSV, {:.0} MB/s of COPY data, {:.0} ns a row",
-            rows * CSV_ROW / seconds / 1e6,
-            bytes as f64 / seconds / 1e6,
-            seconds * 1e9 / rows
-        );
-    }
-    if let Ok(url) = std::env::var("LONGSHORE_TEST_POSTGRES_URL") {
-        for workers in [1, 2] {
-            write(&url, workers, chunks as u32, &chunk[0]).await;
-        }
+    let batch = lineitem(ROWS_IN_CHUNK);
+    let chunks = rows.div_ceil(ROWS_IN_CHUNK) as u32;
+    let url = std::env::var("LONGSHORE_TEST_POSTGRES_URL").expect("LONGSHORE_TEST_POSTGRES_URL is set");
+    for workers in [1, 2] {
+        write(&url, workers, chunks, &batch).await;
     }
 }
 
@@ -74,7 +49,10 @@ async fn write(url: &str, workers: u32, chunks: u32, batch: &Batch) {
                 let numbers = RowNumbers::From(1 + u64::from(chunk) * ROWS_IN_CHUNK as u64);
                 let batches = vec![Batch { numbers, ..batch.clone() }];
                 let parsed = ParsedChunk { rows: ROWS_IN_CHUNK as u64, batches, ..ParsedChunk::default() };
-                destination.write_chunk(ticket, ChunkIndex(chunk), &plan, parsed, &Nothing).await.expect("written");
+                destination
+                    .write_chunk(ticket, ChunkIndex(chunk), &plan, Arc::new(parsed), &Nothing)
+                    .await
+                    .expect("written");
             }
         }));
     }

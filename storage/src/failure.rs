@@ -46,7 +46,7 @@ impl Failure for DestinationError {
         match self {
             Self::Unavailable { .. } => Some(DependencyFault::Unavailable),
             Self::StagingLost { .. } => Some(DependencyFault::StagingLost),
-            Self::Refused(_) => None,
+            Self::Refused(_) | Self::ReaderFailed { .. } => None,
         }
     }
 }

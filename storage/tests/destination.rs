@@ -8,6 +8,7 @@ mod support;
 use polars_core::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use std::sync::Arc;
 
 use longshore_domain::{Attempt, ChunkIndex, ColumnType, Epoch, ProblemKind, RejectReason, Tally, Target};
 use longshore_parse::{Batch, ParsedChunk, RowNumbers, Values};
@@ -432,7 +433,7 @@ async fn a_chunk_that_miscounts_is_refused(stage: Stage) {
     let mut narrow = ids(1, 3);
     narrow.batches[0].columns.pop();
     for parsed in [too_many, gap, narrow] {
-        let outcome = stage.destination.write_chunk(ticket, ChunkIndex(0), &plan, parsed, &Records).await;
+        let outcome = stage.destination.write_chunk(ticket, ChunkIndex(0), &plan, Arc::new(parsed), &Records).await;
         assert!(
             matches!(&outcome, Err(DestinationError::Refused(problem)) if problem.kind == ProblemKind::CountMismatch),
             "{outcome:?}"
@@ -485,7 +486,7 @@ async fn dropped_staging_is_noticed(stage: Stage) {
     stage.begin(ticket, &plan).await;
     stage.write(ticket, 0, &plan, ids(1, 3)).await;
     stage.probe.run(&format!("DROP TABLE longshore_staging_{}_1", ticket.import.0.simple())).await;
-    let written = stage.destination.write_chunk(ticket, ChunkIndex(1), &plan, ids(4, 3), &Records).await;
+    let written = stage.destination.write_chunk(ticket, ChunkIndex(1), &plan, Arc::new(ids(4, 3)), &Records).await;
     assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
     let planned = Planned { chunks: 1, rows: 3 };
     let outcome = stage.destination.publish(ticket, &plan, planned, any_rejects(), &Records).await;
@@ -1002,8 +1003,13 @@ mod postgres_only {
         stage.begin(ticket, &plan).await;
         // Each write is given up at another of its steps.
         for polls in 1..40 {
-            let mut write =
-                Box::pin(stage.destination.write_chunk(ticket, ChunkIndex(0), &plan, ids(1, 5_000), &Records));
+            let mut write = Box::pin(stage.destination.write_chunk(
+                ticket,
+                ChunkIndex(0),
+                &plan,
+                Arc::new(ids(1, 5_000)),
+                &Records,
+            ));
             let mut left = polls;
             let given_up = std::future::poll_fn(|context| {
                 left -= 1;

@@ -12,4 +12,4 @@ pub mod metrics;
 pub mod trace;
 
 pub use labels::{AttemptReason, Dependency, DependencyFault, JobOutcome, MessageState, QueueName, Step};
-pub use metrics::{Sampled, metrics, render, timed};
+pub use metrics::{Sampled, metrics, render, step_span, timed};

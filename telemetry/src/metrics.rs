@@ -356,10 +356,14 @@ impl Drop for InFlight {
 /// it is a span, too.
 pub async fn timed<T>(step: Step, work: impl Future<Output = T>) -> T {
     let begun = Instant::now();
-    let span = tracing::debug_span!("step", otel.name = step.as_str(), step = step.as_str());
-    let result = work.instrument(span).await;
+    let result = work.instrument(step_span(step)).await;
     metrics().step(step, begun.elapsed());
     result
+}
+
+/// The span of a step, below the current one.
+pub fn step_span(step: Step) -> tracing::Span {
+    tracing::debug_span!("step", otel.name = step.as_str(), step = step.as_str())
 }
 
 impl Default for Sampled {

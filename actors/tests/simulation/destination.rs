@@ -3,6 +3,7 @@
 //! then, and so are its locks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,8 +14,8 @@ use longshore_domain::{
 };
 use longshore_parse::ParsedChunk;
 use longshore_storage::destination::{
-    Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published, RecordLookup, Ticket,
-    Written,
+    ChunkRows, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published, RecordLookup,
+    Ticket, Written,
 };
 use rand::RngExt as _;
 use tokio::time::Instant;
@@ -584,9 +585,13 @@ impl Destination for SimDestination {
         ticket: Ticket,
         chunk: ChunkIndex,
         _: &LoadPlan,
-        parsed: ParsedChunk,
+        rows: Arc<dyn ChunkRows>,
         _: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
+        let parsed = ParsedChunk::collect(|sink| rows.read(sink)).unwrap_or_default();
+        if !parsed.widenings.is_empty() {
+            return Ok(Written::Widen(parsed.widenings));
+        }
         let Ticket { import, attempt, .. } = ticket;
         let tally = |row: LedgerRow| Tally { rows: row.rows, rejected: row.rejected, ..Tally::default() };
         let transaction = Transaction::begin(&self.0, Some(ticket)).await?;

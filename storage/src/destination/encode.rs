@@ -32,14 +32,58 @@ pub struct Shape {
     pub numbered: bool,
 }
 
+/// Writes rows, and hands pieces on until its sink says false.
+pub struct Encoder<'a> {
+    shape: Shape,
+    piece: Vec<u8>,
+    scratch: String,
+    sink: &'a mut dyn FnMut(Vec<u8>) -> bool,
+}
+
+impl<'a> Encoder<'a> {
+    /// Nothing is handed on before the first piece is full.
+    pub fn new(shape: Shape, sink: &'a mut dyn FnMut(Vec<u8>) -> bool) -> Self {
+        let mut piece = Vec::with_capacity(PIECE + PIECE / 8);
+        if !shape.text {
+            piece.extend_from_slice(HEADER);
+        }
+        Self { shape, piece, scratch: String::new(), sink }
+    }
+
+    /// Writes some rows of a batch, which has to be in one piece of memory ([`cells::rechunk`]); false where the sink said so.
+    #[must_use]
+    pub fn rows(&mut self, batch: &Batch, rows: impl Iterator<Item = usize>) -> bool {
+        let columns: Vec<Column<'_>> = batch.columns.iter().map(Column::of).collect();
+        for row in rows {
+            let number = self.shape.numbered.then(|| batch.numbers.get(row));
+            if self.shape.text {
+                text_row(&mut self.piece, &mut self.scratch, &columns, row, number);
+            } else {
+                binary_row(&mut self.piece, &columns, row, number);
+            }
+            if self.piece.len() >= PIECE {
+                let full = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE + PIECE / 8));
+                if !(self.sink)(full) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// The last piece.
+    pub fn finish(mut self) {
+        if !self.shape.text {
+            self.piece.extend_from_slice(TRAILER);
+        }
+        (self.sink)(self.piece);
+    }
+}
+
 /// Writes the rows of ascending `ranges`, counted over all batches, and hands the pieces on until `sink` says false.
 /// The batches have to be in one piece of memory each ([`cells::rechunk`]).
 pub fn encode(batches: &[Batch], ranges: &[Range<usize>], shape: Shape, sink: &mut dyn FnMut(Vec<u8>) -> bool) {
-    let mut piece = Vec::with_capacity(PIECE + PIECE / 8);
-    if !shape.text {
-        piece.extend_from_slice(HEADER);
-    }
-    let mut scratch = String::new();
+    let mut encoder = Encoder::new(shape, sink);
     let mut base = 0;
     for batch in batches {
         let place = base..base + batch.rows;
@@ -51,26 +95,11 @@ pub fn encode(batches: &[Batch], ranges: &[Range<usize>], shape: Shape, sink: &m
         if ranges.iter().all(|range| within(range).is_empty()) {
             continue;
         }
-        let columns: Vec<Column<'_>> = batch.columns.iter().map(Column::of).collect();
-        for row in ranges.iter().flat_map(within) {
-            let number = shape.numbered.then(|| batch.numbers.get(row));
-            if shape.text {
-                text_row(&mut piece, &mut scratch, &columns, row, number);
-            } else {
-                binary_row(&mut piece, &columns, row, number);
-            }
-            if piece.len() >= PIECE {
-                let full = std::mem::replace(&mut piece, Vec::with_capacity(PIECE + PIECE / 8));
-                if !sink(full) {
-                    return;
-                }
-            }
+        if !encoder.rows(batch, ranges.iter().flat_map(within)) {
+            return;
         }
     }
-    if !shape.text {
-        piece.extend_from_slice(TRAILER);
-    }
-    sink(piece);
+    encoder.finish();
 }
 
 fn binary_row(out: &mut Vec<u8>, columns: &[Column<'_>], row: usize, number: Option<u64>) {

@@ -12,6 +12,8 @@ mod shape;
 mod sql;
 pub mod sqlite;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +21,7 @@ use longshore_domain::{
     Attempt, ChunkIndex, Epoch, ImportId, LineNumber, LoadPlan, OnError, Problem, Reject, RejectReason, RowNumber,
     TableDescription, TableName, Tally,
 };
-use longshore_parse::ParsedChunk;
+use longshore_parse::{Batch, ChunkEnd, ParsedChunk, Widening};
 
 /// Who speaks: the owner of an import, or a worker on its behalf. The destination refuses a stale epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +56,15 @@ pub struct Published {
 }
 
 /// What became of a chunk's transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
     /// It is committed: by this call, or by an earlier one whose ledger row was found. `bytes` and `chunks` are not counted
     /// here.
     Committed(Tally),
     /// The fence refused: another epoch, another attempt, or closed. Nothing was written.
     Fenced,
+    /// Inferred types are too narrow for this chunk. Nothing was written.
+    Widen(Vec<Widening>),
 }
 
 /// What became of a publish.
@@ -118,6 +122,35 @@ pub enum DestinationError {
         /// What was seen.
         reason: String,
     },
+    /// Reading the chunk panicked: a defect of ours.
+    #[error("the chunk's reader failed: {reason}")]
+    ReaderFailed {
+        /// What is known of it.
+        reason: String,
+    },
+}
+
+/// A chunk's rows, read as often as it takes: a destination writes them while they are read.
+pub trait ChunkRows: Send + Sync {
+    /// Reads them on the calling thread, which is busy with it; `None` where `sink` said to stop, with false.
+    fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd>;
+}
+
+impl ChunkRows for ParsedChunk {
+    fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
+        self.replay(sink)
+    }
+}
+
+/// All of a chunk's rows in memory; reads on a thread of its own.
+async fn collect(rows: Arc<dyn ChunkRows>) -> Result<ParsedChunk, DestinationError> {
+    tokio::task::spawn_blocking(move || ParsedChunk::collect(|sink| rows.read(sink)).unwrap_or_default())
+        .await
+        .map_err(reader_failed)
+}
+
+fn reader_failed(error: tokio::task::JoinError) -> DestinationError {
+    DestinationError::ReaderFailed { reason: error.to_string() }
 }
 
 /// Finds the raw records of rows that the destination refused, in the object.
@@ -169,7 +202,7 @@ pub trait Destination: Send + Sync {
         ticket: Ticket,
         chunk: ChunkIndex,
         plan: &LoadPlan,
-        parsed: ParsedChunk,
+        rows: Arc<dyn ChunkRows>,
         lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError>;
 

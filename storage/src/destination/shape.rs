@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use longshore_domain::{LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
-use longshore_parse::ParsedChunk;
+use longshore_parse::{Batch, ChunkEnd, ParsedChunk};
 
 use super::{DestinationError, RecordLookup, cells};
 
@@ -19,45 +19,67 @@ pub(super) struct Extent {
     pub(super) rows: u64,
 }
 
-/// A chunk has to fit the plan, and its row numbers have to follow each other without gap or overlap, so that the ledger
-/// can prove that every record of the file went somewhere once (invariant 4).
-///
-/// # Errors
-/// [`DestinationError::Refused`], with the kind `count-mismatch`.
-pub(super) fn check_chunk(plan: &LoadPlan, parsed: &ParsedChunk) -> Result<Extent, DestinationError> {
-    let mut numbered = parsed.rejects.len() as u64;
-    let mut first = parsed.rejects.iter().map(|reject| reject.row.0).min();
-    let mut last = parsed.rejects.iter().map(|reject| reject.row.0).max();
-    for batch in &parsed.batches {
-        if batch.columns.len() != plan.fields.len()
-            || batch.columns.iter().any(|column| cells::length(column) != batch.rows)
-        {
+/// A chunk as it is read. It has to fit the plan, and its row numbers have to follow each other without gap or overlap, so that
+/// the ledger can prove that every record of the file went somewhere once (invariant 4).
+#[derive(Debug, Default)]
+pub(super) struct Check {
+    numbered: u64,
+    span: Option<(u64, u64)>,
+    misfit: Option<String>,
+}
+
+impl Check {
+    /// The next batch.
+    pub(super) fn batch(&mut self, fields: usize, batch: &Batch) {
+        if batch.columns.len() != fields || batch.columns.iter().any(|column| cells::length(column) != batch.rows) {
+            self.misfit.get_or_insert_with(|| {
+                format!(
+                    "a batch of {} rows has {} columns, or one of another length; the plan has {fields}",
+                    batch.rows,
+                    batch.columns.len()
+                )
+            });
+        }
+        if batch.rows > 0 {
+            self.numbers(batch.numbers.get(0), batch.numbers.get(batch.rows - 1), batch.rows);
+        }
+    }
+
+    fn numbers(&mut self, low: u64, high: u64, rows: usize) {
+        let (first, last) = self.span.unwrap_or((low, high));
+        self.span = Some((first.min(low), last.max(high)));
+        self.numbered += rows as u64;
+    }
+
+    /// # Errors
+    /// [`DestinationError::Refused`], with the kind `count-mismatch`.
+    pub(super) fn end(mut self, end: &ChunkEnd) -> Result<Extent, DestinationError> {
+        end.rejects.iter().for_each(|reject| self.numbers(reject.row.0, reject.row.0, 1));
+        if let Some(misfit) = self.misfit {
+            return Err(mismatch(misfit));
+        }
+        let spanned = self.span.map_or(0, |(first, last)| last - first + 1);
+        if self.numbered != end.rows || spanned != end.rows {
             return Err(mismatch(format!(
-                "a batch of {} rows has {} columns, or one of another length; the plan has {}",
-                batch.rows,
-                batch.columns.len(),
-                plan.fields.len()
+                "a chunk of {} rows holds {}, whose numbers span {spanned}",
+                end.rows, self.numbered
             )));
         }
-        if batch.rows == 0 {
-            continue;
-        }
-        let (low, high) = (batch.numbers.get(0), batch.numbers.get(batch.rows - 1));
-        first = Some(first.map_or(low, |first| first.min(low)));
-        last = Some(last.map_or(high, |last| last.max(high)));
-        numbered += batch.rows as u64;
+        Ok(Extent { first: self.span.map(|(first, _)| first), rows: end.rows })
     }
-    let spanned = match (first, last) {
-        (Some(first), Some(last)) => last - first + 1,
-        _ => 0,
-    };
-    if numbered != parsed.rows || spanned != parsed.rows {
-        return Err(mismatch(format!(
-            "a chunk of {} rows holds {numbered}, whose numbers span {spanned}",
-            parsed.rows
-        )));
-    }
-    Ok(Extent { first, rows: parsed.rows })
+}
+
+/// The same of a chunk that is held in memory.
+///
+/// # Errors
+/// Those of [`Check::end`].
+pub(super) fn check_chunk(plan: &LoadPlan, parsed: &ParsedChunk) -> Result<Extent, DestinationError> {
+    let mut check = Check::default();
+    let end = parsed.replay(&mut |batch| {
+        check.batch(plan.fields.len(), &batch);
+        true
+    });
+    check.end(&end.unwrap_or_default())
 }
 
 fn mismatch(detail: String) -> DestinationError {

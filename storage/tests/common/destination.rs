@@ -256,12 +256,12 @@ impl Stage {
 
     /// Fails unless a chunk of that ticket finds a fence that is older.
     pub async fn assert_set_back(&self, ticket: Ticket, plan: &LoadPlan) {
-        let written = self.destination.write_chunk(ticket, ChunkIndex(0), plan, ids(1, 1), &Records).await;
+        let written = self.destination.write_chunk(ticket, ChunkIndex(0), plan, Arc::new(ids(1, 1)), &Records).await;
         assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
     }
 
     pub async fn write(&self, ticket: Ticket, index: u32, plan: &LoadPlan, chunk: ParsedChunk) -> Written {
-        self.destination.write_chunk(ticket, ChunkIndex(index), plan, chunk, &Records).await.unwrap()
+        self.destination.write_chunk(ticket, ChunkIndex(index), plan, Arc::new(chunk), &Records).await.unwrap()
     }
 
     pub async fn publish(

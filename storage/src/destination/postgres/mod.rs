@@ -17,19 +17,21 @@ mod write;
 
 use std::time::Duration;
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 
 use longshore_domain::{
     Attempt, ChunkIndex, ImportId, LoadPlan, OnError, Reject, RowNumber, TableDescription, TableName,
 };
-use longshore_parse::ParsedChunk;
 
 use self::session::{Session, Work, failure};
 use crate::silence::Silence;
 
 use super::{
-    Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket, Written,
+    ChunkRows, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket,
+    Written,
 };
 
 /// How long a connection is waited for.
@@ -169,10 +171,10 @@ impl Destination for PostgresDestination {
         ticket: Ticket,
         chunk: ChunkIndex,
         plan: &LoadPlan,
-        parsed: ParsedChunk,
+        rows: Arc<dyn ChunkRows>,
         lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
-        self.watched(write::write_chunk(&self.pool, ticket, chunk, plan, parsed, lookup)).await
+        self.watched(write::write_chunk(&self.pool, ticket, chunk, plan, rows, lookup)).await
     }
 
     async fn ledger(&self, import: ImportId, attempt: Attempt) -> Result<Vec<LedgerRow>, DestinationError> {

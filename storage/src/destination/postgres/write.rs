@@ -10,15 +10,17 @@ use tokio::sync::mpsc;
 use longshore_domain::{
     ChunkIndex, ColumnType, LoadPlan, Problem, ProblemKind, Reject, RejectReason, RowNumber, Tally, Target,
 };
-use longshore_parse::{Batch, ParsedChunk};
+use longshore_parse::{Batch, ChunkEnd, ParsedChunk};
 
 use super::fence::{self, Lock};
 use super::session::{self, Commit, Session, Work, failure};
 use super::{rejects, staging};
 use crate::destination::cells;
-use crate::destination::encode::{Shape, encode};
-use crate::destination::shape::{self, Extent, check_chunk};
-use crate::destination::{DestinationError, RecordLookup, Ticket, Written, count_rejects, sql};
+use crate::destination::encode::{Encoder, Shape, encode};
+use crate::destination::shape::{self, Check, Extent, check_chunk};
+use crate::destination::{
+    ChunkRows, DestinationError, RecordLookup, Ticket, Written, collect, count_rejects, reader_failed, sql,
+};
 use crate::failpoint;
 
 /// Encoded pieces between the encoder's thread and the connection.
@@ -57,16 +59,57 @@ pub(super) async fn write_chunk(
     ticket: Ticket,
     chunk: ChunkIndex,
     plan: &LoadPlan,
-    parsed: ParsedChunk,
+    rows: Arc<dyn ChunkRows>,
     lookup: &dyn RecordLookup,
 ) -> Result<Written, DestinationError> {
-    let extent = check_chunk(plan, &parsed)?;
+    let refused = match write(pool, ticket, chunk, plan, Rows::Read(Arc::clone(&rows)), lookup).await? {
+        Tried::Written(written) => return Ok(written),
+        Tried::Refused(error) => error,
+    };
+    let held = Held { parsed: collect(rows).await?, refused };
+    match write(pool, ticket, chunk, plan, Rows::Held(held), lookup).await? {
+        Tried::Written(written) => Ok(written),
+        Tried::Refused(error) => Err(failure(error)),
+    }
+}
+
+/// Where a chunk's rows come from.
+enum Rows {
+    /// They are copied while they are read: so it goes with nearly every chunk.
+    Read(Arc<dyn ChunkRows>),
+    /// The database refused one.
+    Held(Held),
+}
+
+/// Rows that are held in memory, and what the database said to them.
+struct Held {
+    parsed: ParsedChunk,
+    refused: sqlx::Error,
+}
+
+/// What became of one transaction.
+enum Tried {
+    Written(Written),
+    /// A row was refused, and nothing written.
+    Refused(sqlx::Error),
+}
+
+/// One transaction.
+async fn write(
+    pool: &PgPool,
+    ticket: Ticket,
+    chunk: ChunkIndex,
+    plan: &LoadPlan,
+    rows: Rows,
+    lookup: &dyn RecordLookup,
+) -> Result<Tried, DestinationError> {
+    let answer = |written| Ok(Tried::Written(written));
     let mut session = Session::begin_as(pool, &session::chunk_name(ticket, chunk), Work::Long).await?;
     let name = sql::staging_name(ticket.import, ticket.attempt);
     let before = look(&mut session, ticket, chunk, &name).await?;
     if let (Some(rows), Some(rejected)) = (before.rows, before.rejected) {
         session.rollback().await;
-        return Ok(Written::Committed(tally(rows, rejected)));
+        return answer(Written::Committed(tally(rows, rejected)));
     }
     if before.behind {
         session.rollback().await;
@@ -74,16 +117,28 @@ pub(super) async fn write_chunk(
     }
     if !before.admitted {
         session.rollback().await;
-        return Ok(Written::Fenced);
+        return answer(Written::Fenced);
     }
     let Some(schema) = before.schema else {
         session.rollback().await;
         return Err(staging::lost(&name));
     };
-    let ParsedChunk { rows, mut batches, mut rejects, .. } = parsed;
-    batches.iter_mut().for_each(cells::rechunk);
-    let mut copy = Copy::new(plan, &schema, &name, Arc::new(batches))?;
-    copy.all(&mut session).await?;
+    let mut copy = Copy::new(plan, &schema, &name)?;
+    let (ChunkEnd { rows, mut rejects, widenings }, extent) = match rows {
+        Rows::Read(rows) => match copy.stream(&mut session, rows).await {
+            Ok(read) => read?,
+            Err(error) if row_fault(&error).is_some() => {
+                session.rollback().await;
+                return Ok(Tried::Refused(error));
+            }
+            Err(error) => return Err(staging::staging_failure(&name, error)),
+        },
+        Rows::Held(held) => copy.around_bad(&mut session, held).await?,
+    };
+    if !widenings.is_empty() {
+        session.rollback().await;
+        return answer(Written::Widen(widenings));
+    }
     failpoint::pass("chunk.copied");
     if !copy.bad.is_empty() {
         rejects.extend(found_rejects(std::mem::take(&mut copy.bad), lookup).await?);
@@ -101,8 +156,8 @@ pub(super) async fn write_chunk(
             // Another worker committed this chunk meanwhile; its answer is the chunk's.
             session.rollback().await;
             return match committed(pool, ticket, chunk).await? {
-                Some(tally) => Ok(Written::Committed(tally)),
-                None => Ok(Written::Fenced),
+                Some(tally) => answer(Written::Committed(tally)),
+                None => answer(Written::Fenced),
             };
         }
         Err(error) => {
@@ -118,7 +173,7 @@ pub(super) async fn write_chunk(
     rejects::insert(session.connection(), ticket, rejects::Found::InChunk, &rejects).await.map_err(failure)?;
     if !fence::admits(&mut session, ticket, Lock::Share).await? {
         session.rollback().await;
-        return Ok(Written::Fenced);
+        return answer(Written::Fenced);
     }
     failpoint::pass("chunk.commit.before");
     let committed = session.commit().await?;
@@ -126,9 +181,9 @@ pub(super) async fn write_chunk(
     match committed {
         Commit::Done => {
             count_rejects(rejects.iter().map(|reject| reject.reason));
-            Ok(Written::Committed(Tally { rows, rejected, ..Tally::default() }))
+            answer(Written::Committed(Tally { rows, rejected, ..Tally::default() }))
         }
-        Commit::Unknown(error) => look_up(pool, ticket, chunk, error).await,
+        Commit::Unknown(error) => answer(look_up(pool, ticket, chunk, error).await?),
     }
 }
 
@@ -254,18 +309,12 @@ struct Copy<'a> {
     name: &'a str,
     statement: String,
     shape: Shape,
-    batches: Arc<Vec<Batch>>,
     copied: u64,
     bad: Vec<Bad>,
 }
 
 impl<'a> Copy<'a> {
-    fn new(
-        plan: &'a LoadPlan,
-        schema: &str,
-        name: &'a str,
-        batches: Arc<Vec<Batch>>,
-    ) -> Result<Self, DestinationError> {
+    fn new(plan: &'a LoadPlan, schema: &str, name: &'a str) -> Result<Self, DestinationError> {
         let shape = Shape {
             text: plan.fields.iter().any(|field| matches!(field.kind, ColumnType::Native(_))),
             numbered: plan.target == Target::ExistingTable,
@@ -276,35 +325,97 @@ impl<'a> Copy<'a> {
         }
         let format = if shape.text { "text" } else { "binary" };
         let statement = format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", sql::qualified(schema, name)?);
-        Ok(Self { plan, name, statement, shape, batches, copied: 0, bad: Vec::new() })
+        Ok(Self { plan, name, statement, shape, copied: 0, bad: Vec::new() })
     }
 
-    /// Copies all rows. Where one is refused, those before it are known to be good and are sent again together with what
+    /// Reads, encodes and sends at the same time.
+    async fn stream(
+        &mut self,
+        session: &mut Session,
+        rows: Arc<dyn ChunkRows>,
+    ) -> Result<Result<(ChunkEnd, Extent), DestinationError>, sqlx::Error> {
+        let (shape, fields) = (self.shape, self.plan.fields.len());
+        let read = move |sink: &mut dyn FnMut(Vec<u8>) -> bool| {
+            let mut encoder = Encoder::new(shape, sink);
+            let mut check = Check::default();
+            let end = rows.read(&mut |mut batch| {
+                check.batch(fields, &batch);
+                cells::rechunk(&mut batch);
+                encoder.rows(&batch, 0..batch.rows)
+            })?;
+            encoder.finish();
+            Some(check.end(&end).map(|extent| (end, extent)))
+        };
+        match self.send(session, read).await? {
+            Ok((copied, Some(read))) => {
+                self.copied += copied;
+                Ok(read)
+            }
+            // Whoever says stop is the connection, and that has failed.
+            Ok((_, None)) => Err(sqlx::Error::Protocol("the COPY ended before its rows".to_owned())),
+            Err(panicked) => Ok(Err(panicked)),
+        }
+    }
+
+    /// What is made on a thread for blocking work is sent from here; the rows that were copied.
+    async fn send<T: Send + 'static>(
+        &self,
+        session: &mut Session,
+        make: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> bool) -> T + Send + 'static,
+    ) -> Result<Result<(u64, T), DestinationError>, sqlx::Error> {
+        let mut copy = session.connection().copy_in_raw(&self.statement).await?;
+        let (pieces, mut ready) = mpsc::channel(PIECES_IN_FLIGHT);
+        let maker = tokio::task::spawn_blocking(move || make(&mut |piece| pieces.blocking_send(piece).is_ok()));
+        while let Some(piece) = ready.recv().await {
+            copy.send(piece).await?;
+        }
+        match maker.await {
+            Ok(made) => Ok(Ok((copy.finish().await?, made))),
+            Err(panicked) => {
+                copy.abort("the reader failed").await?;
+                Ok(Err(reader_failed(panicked)))
+            }
+        }
+    }
+
+    /// Copies all rows, of which one was refused. Those before it are known to be good and are sent again together with what
     /// follows. The work is linear: what is sent again is bounded by [`PENDING`] and the distance of bad rows. (The driver
     /// leaves Nagle's algorithm on: over TCP the end of a COPY that succeeds waits for the server's delayed acknowledgement.)
-    async fn all(&mut self, session: &mut Session) -> Result<(), DestinationError> {
-        let total: usize = self.batches.iter().map(|batch| batch.rows).sum();
+    async fn around_bad(&mut self, session: &mut Session, held: Held) -> Result<(ChunkEnd, Extent), DestinationError> {
+        let Held { parsed, refused } = held;
+        let extent = check_chunk(self.plan, &parsed)?;
+        let ParsedChunk { rows, mut batches, rejects, widenings } = parsed;
+        let end = ChunkEnd { rows, rejects, widenings };
+        if !end.widenings.is_empty() {
+            return Ok((end, extent));
+        }
+        batches.iter_mut().for_each(cells::rechunk);
+        let batches = Arc::new(batches);
+        let total: usize = batches.iter().map(|batch| batch.rows).sum();
         let (mut start, mut block) = (0, total);
         let mut good: Vec<Range<usize>> = Vec::new();
+        let mut refused = Some(refused);
         while start < total || !good.is_empty() {
             let full = good.iter().map(Range::len).sum::<usize>() >= PENDING;
             let end = if full { start } else { total.min(start.saturating_add(block)) };
             let mut ranges = good.clone();
             ranges.push(start..end);
             session.run("SAVEPOINT longshore_copy").await.map_err(failure)?;
-            let error = match self.copy(session, &ranges).await {
-                Ok(()) => {
-                    session.run("RELEASE SAVEPOINT longshore_copy").await.map_err(failure)?;
-                    good.clear();
-                    start = end;
-                    block = block.saturating_mul(4);
-                    continue;
-                }
-                Err(error) => error,
+            let error = match refused.take() {
+                // That of the transaction before.
+                Some(error) => error,
+                None => match self.copy(session, &batches, &ranges).await? {
+                    None => {
+                        session.run("RELEASE SAVEPOINT longshore_copy").await.map_err(failure)?;
+                        good.clear();
+                        start = end;
+                        block = block.saturating_mul(4);
+                        continue;
+                    }
+                    Some(error) => error,
+                },
             };
-            let Some(fault) = session::database_error(&error).filter(|error| session::is_row_fault(error)) else {
-                return Err(staging::staging_failure(self.name, error));
-            };
+            let Some(fault) = row_fault(&error) else { return Err(staging::staging_failure(self.name, error)) };
             session
                 .run("ROLLBACK TO SAVEPOINT longshore_copy; RELEASE SAVEPOINT longshore_copy")
                 .await
@@ -312,7 +423,7 @@ impl<'a> Copy<'a> {
             let at = bad_line(fault, self.name).and_then(|line| ranges.iter().cloned().flatten().nth(line - 1));
             match at.filter(|at| (start..end).contains(at)) {
                 Some(at) => {
-                    self.bad.push(self.reject(at, fault));
+                    self.bad.push(self.reject(&batches, at, fault));
                     block = (8 * (at - start + 1)).max(SMALLEST_BLOCK);
                     if at > start {
                         good.push(start..at);
@@ -322,7 +433,7 @@ impl<'a> Copy<'a> {
                 // The message does not say where, or names a row that was good before: narrow it down, that one alone.
                 None if end - start > 1 => block = (end - start) / 2,
                 None if end > start && good.is_empty() => {
-                    self.bad.push(self.reject(start, fault));
+                    self.bad.push(self.reject(&batches, start, fault));
                     start = end;
                     block = SMALLEST_BLOCK;
                 }
@@ -334,38 +445,34 @@ impl<'a> Copy<'a> {
                 }
             }
         }
-        Ok(())
+        Ok((end, extent))
     }
 
-    /// Copies ranges of rows: encoded on a blocking thread, sent from here.
-    async fn copy(&mut self, session: &mut Session, ranges: &[Range<usize>]) -> Result<(), sqlx::Error> {
+    /// Copies ranges of rows; the error where that is the database's or the connection's.
+    async fn copy(
+        &mut self,
+        session: &mut Session,
+        batches: &Arc<Vec<Batch>>,
+        ranges: &[Range<usize>],
+    ) -> Result<Option<sqlx::Error>, DestinationError> {
         let expected = ranges.iter().map(Range::len).sum::<usize>() as u64;
-        let mut copy = session.connection().copy_in_raw(&self.statement).await?;
-        let (pieces, mut ready) = mpsc::channel(PIECES_IN_FLIGHT);
-        let (batches, shape, ranges) = (Arc::clone(&self.batches), self.shape, ranges.to_vec());
-        let encoder = tokio::task::spawn_blocking(move || {
-            encode(&batches, &ranges, shape, &mut |piece| pieces.blocking_send(piece).is_ok());
-        });
-        while let Some(piece) = ready.recv().await {
-            copy.send(piece).await?;
-        }
-        if let Err(error) = encoder.await {
-            copy.abort("the encoder failed").await?;
-            return Err(sqlx::Error::Protocol(format!("the encoder failed: {error}")));
-        }
-        let copied = copy.finish().await?;
+        let (batches, shape, ranges) = (Arc::clone(batches), self.shape, ranges.to_vec());
+        let (copied, ()) = match self.send(session, move |sink| encode(&batches, &ranges, shape, sink)).await {
+            Ok(sent) => sent?,
+            Err(error) => return Ok(Some(error)),
+        };
         if copied != expected {
-            return Err(sqlx::Error::Protocol(format!("{expected} rows were sent, and {copied} copied")));
+            return Ok(Some(sqlx::Error::Protocol(format!("{expected} rows were sent, and {copied} copied"))));
         }
         self.copied += copied;
-        Ok(())
+        Ok(None)
     }
 
     /// What is known of a row that was refused.
-    fn reject(&self, mut at: usize, fault: &PgDatabaseError) -> Bad {
+    fn reject(&self, batches: &[Batch], mut at: usize, fault: &PgDatabaseError) -> Bad {
         let column = bad_column(fault, self.name, self.plan);
         let (mut row, mut value) = (RowNumber(0), None);
-        for batch in self.batches.iter() {
+        for batch in batches {
             if at < batch.rows {
                 row = RowNumber(batch.numbers.get(at));
                 value = column.and_then(|column| cells::text_at(&batch.columns[column], at));
@@ -385,6 +492,11 @@ impl<'a> Copy<'a> {
             detail: session::describe(fault),
         }
     }
+}
+
+/// The fault of a row that a COPY ended with.
+fn row_fault(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+    session::database_error(error).filter(|error| session::is_row_fault(error))
 }
 
 /// What the error's context says of the COPY: `COPY <table>, line 3, column c: "x"`. Its words may be translated, its

@@ -22,13 +22,13 @@ use tokio::sync::Mutex;
 use longshore_domain::{
     Attempt, ChunkIndex, ImportId, LoadPlan, OnError, Reject, RowNumber, TableDescription, TableName,
 };
-use longshore_parse::ParsedChunk;
 
 use self::connection::{Class, Writer, failure, panicked};
 use self::publish::Moved;
 use super::gate::WriteGate;
 use super::{
-    Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket, Written, shape,
+    ChunkRows, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket,
+    Written, shape,
 };
 use crate::failpoint;
 
@@ -150,9 +150,14 @@ impl Destination for SqliteDestination {
         ticket: Ticket,
         chunk: ChunkIndex,
         plan: &LoadPlan,
-        parsed: ParsedChunk,
+        rows: Arc<dyn ChunkRows>,
         _lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
+        // There is one writer: chunks are read beside it, not while it waits.
+        let mut parsed = super::collect(rows).await?;
+        if !parsed.widenings.is_empty() {
+            return Ok(Written::Widen(std::mem::take(&mut parsed.widenings)));
+        }
         // Staging takes whatever a batch can hold: no row is refused here.
         let extent = shape::check_chunk(plan, &parsed)?;
         let plan = plan.clone();
