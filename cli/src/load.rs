@@ -5,6 +5,7 @@
 //! reached, not at one that was wanted.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::Client;
 use crate::output::{print, say};
 use crate::signals::stop_on;
+use crate::source::Source;
 use crate::usage::Usage;
 use crate::{FAILED, INTERRUPTED};
 
@@ -51,9 +53,12 @@ pub struct Arguments {
     /// Rows of each import's file, which is made up: id, day, amount, name and note, some 60 bytes each.
     #[arg(long, default_value = "10000", conflicts_with = "file", value_parser = clap::value_parser!(u64).range(1..))]
     pub rows: u64,
-    /// A file to import instead of a made-up one; it is held in memory.
+    /// A file to import instead of a made-up one.
     #[arg(long)]
-    pub file: Option<std::path::PathBuf>,
+    pub file: Option<PathBuf>,
+    /// What each request for an import says besides its table and file, as JSON: {"columns": [{"name": "id", "type": "int64"}]}.
+    #[arg(long, value_parser = read_object)]
+    pub request: Option<Value>,
     /// An existing table that all imports add to; without it each import makes a table of its own, which stays.
     #[arg(long, value_parser = crate::read_table)]
     pub table: Option<String>,
@@ -118,11 +123,52 @@ fn times() -> Times {
     Histogram::new(3).expect("three digits are what it holds")
 }
 
+/// Files up to so many bytes are read once and held.
+const HELD: u64 = 32 << 20;
+
+/// What is uploaded.
+enum Content {
+    Held(Bytes),
+    /// Read anew for each upload: its size in bytes.
+    File(PathBuf, u64),
+}
+
+impl Content {
+    async fn of(path: &Path) -> Result<Self> {
+        let source = Source::open(path).await?;
+        if source.size > HELD {
+            return Ok(Self::File(path.to_owned(), source.size));
+        }
+        let bytes = tokio::fs::read(path).await.map_err(|error| Usage(format!("{}: {error}", path.display())))?;
+        Ok(Self::Held(bytes.into()))
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::Held(bytes) => bytes.len() as u64,
+            Self::File(_, size) => *size,
+        }
+    }
+
+    async fn body(&self) -> Result<reqwest::Body> {
+        Ok(match self {
+            Self::Held(bytes) => bytes.clone().into(),
+            Self::File(path, _) => Source::open(path).await?.file.into(),
+        })
+    }
+}
+
+fn read_object(text: &str) -> std::result::Result<Value, String> {
+    serde_json::from_str(text)
+        .map_err(|error| error.to_string())
+        .and_then(|value: Value| if value.is_object() { Ok(value) } else { Err("it is no JSON object".to_owned()) })
+}
+
 /// What all lanes share.
 struct Load<'a> {
     client: Client,
     arguments: &'a Arguments,
-    body: Bytes,
+    content: Content,
     /// Names the tables and files of this run.
     run: String,
     next: AtomicU64,
@@ -138,11 +184,9 @@ struct Load<'a> {
 /// # Errors
 /// Where nothing could be begun.
 pub async fn run(client: Client, arguments: &Arguments) -> Result<ExitCode> {
-    let body = match &arguments.file {
-        Some(file) => {
-            tokio::fs::read(file).await.map_err(|error| Usage(format!("{}: {error}", file.display())))?.into()
-        }
-        None => made_up(arguments.rows),
+    let content = match &arguments.file {
+        Some(file) => Content::of(file).await?,
+        None => Content::Held(made_up(arguments.rows)),
     };
     let stop = stop_on(&[SignalKind::interrupt(), SignalKind::terminate()])?;
     client.wait_for_start().await;
@@ -150,7 +194,7 @@ pub async fn run(client: Client, arguments: &Arguments) -> Result<ExitCode> {
     let mut load = Load {
         client,
         arguments,
-        body,
+        content,
         run: uuid::Uuid::new_v4().simple().to_string()[..8].to_owned(),
         next: AtomicU64::new(0),
         tally: Mutex::default(),
@@ -217,10 +261,9 @@ impl Load<'_> {
             Some(table) => table.clone(),
             None => format!("load_{}_{number}", self.run),
         };
-        let request = json!({
-            "destination": {"table": table},
-            "file": {"name": format!("load-{}-{number}.csv", self.run), "size": self.body.len()},
-        });
+        let mut request = self.arguments.request.clone().unwrap_or_else(|| json!({}));
+        request["destination"] = json!({"table": table});
+        request["file"] = json!({"name": format!("load-{}-{number}.csv", self.run), "size": self.content.size()});
         let begun = Instant::now();
         let mut created = self.client.create(&request).await?;
         self.tally().took(Step::Create, begun.elapsed());
@@ -232,7 +275,7 @@ impl Load<'_> {
         let begun = Instant::now();
         let (id, upload) = self.create(number).await?;
         let sending = Instant::now();
-        self.client.put(&upload, self.body.clone().into()).await?;
+        self.client.put(&upload, self.content.body().await?).await?;
         let sent = Instant::now();
         if self.arguments.complete {
             self.client.act(&id, "complete").await?;
@@ -247,7 +290,7 @@ impl Load<'_> {
         tally.took(Step::Load, sent.elapsed());
         tally.took(Step::Whole, begun.elapsed());
         tally.rows += import["progress"]["rows_loaded"].as_u64().unwrap_or(0);
-        tally.bytes += self.body.len() as u64;
+        tally.bytes += self.content.size();
         Ok(())
     }
 
