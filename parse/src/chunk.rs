@@ -203,6 +203,8 @@ struct Records {
     fields: Vec<Field>,
     /// The records' numbers.
     numbers: Vec<u64>,
+    /// Whether every field is there, without quotes.
+    plain: bool,
 }
 
 /// A batch that grows block by block.
@@ -342,13 +344,18 @@ impl ChunkReader<'_> {
                 }
             }
         }
-        Records { base, end: at, fields, numbers }
+        let plain = Field::all_plain(&fields);
+        Records { base, end: at, fields, numbers, plain }
     }
 
     /// Whether an unquoted cell means null.
     #[inline]
     fn is_null(&self, cell: &[u8]) -> bool {
-        if cell.is_empty() { self.empty_is_null } else { self.null_values.contains(&cell) }
+        if cell.is_empty() {
+            self.empty_is_null
+        } else {
+            !self.null_values.is_empty() && self.null_values.contains(&cell)
+        }
     }
 
     /// Whether a record's structure is sound: its quotes, its bytes, its number of fields.
@@ -389,9 +396,15 @@ impl ChunkReader<'_> {
         let mut scratch = Vec::new();
         let mut faults: BTreeMap<usize, (usize, CellFault, Vec<u8>)> = BTreeMap::new();
         for (place, (column, decoder)) in self.plan.fields.iter().zip(&mut batch.columns).enumerate() {
-            let mut cells = Cells { reader: self, records, field: column.field, scratch: &mut scratch };
             let mut missed = Vec::new();
-            decoder.append(&mut cells, |row, fault| missed.push((row, fault)));
+            let mut miss = |row, fault| missed.push((row, fault));
+            let mut cells = Cells { reader: self, records, field: column.field, scratch: &mut scratch };
+            match self.valid {
+                Some(text) if records.plain => {
+                    decoder.append(&mut PlainCells { reader: self, text, records, field: column.field }, &mut miss);
+                }
+                _ => decoder.append(&mut cells, &mut miss),
+            }
             let missed: Vec<_> = missed.into_iter().map(|(row, fault)| (row, fault, cells.raw(row))).collect();
             for (row, fault, value) in missed {
                 self.widen(place, &fault, &value);
@@ -477,6 +490,36 @@ impl Cells<'_, '_> {
         let mut cell = Vec::new();
         unescape(self.reader.dialect, raw, &mut cell);
         cell
+    }
+}
+
+/// The same for a block without quotes, of a chunk that is UTF-8: what almost all files are.
+struct PlainCells<'a, 'b> {
+    reader: &'a ChunkReader<'b>,
+    text: &'b str,
+    records: &'a Records,
+    field: usize,
+}
+
+impl Column for PlainCells<'_, '_> {
+    #[inline(always)]
+    fn may_hold_nul(&self) -> bool {
+        self.reader.may_hold_nul
+    }
+
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.records.numbers.len()
+    }
+
+    #[inline(always)]
+    fn cell(&mut self, row: usize) -> Cell<'_> {
+        let field = self.records.fields[row * self.reader.plan.width + self.field];
+        let range = field.range();
+        let Some(cell) = self.text.get(self.records.base + range.start..self.records.base + range.end) else {
+            return Cell::NotText;
+        };
+        if self.reader.is_null(cell.as_bytes()) { Cell::Null } else { Cell::Text(cell) }
     }
 }
 

@@ -5,7 +5,7 @@ use polars_core::prelude::{
     ArrowDataType, BinaryChunked, BooleanChunked, ChunkedArray, PolarsNumericType, StringChunked,
 };
 use polars_core::utils::arrow::array::{BooleanArray, MutableBinaryViewArray, ViewType};
-use polars_core::utils::arrow::bitmap::{Bitmap, BitmapBuilder, MutableBitmap};
+use polars_core::utils::arrow::bitmap::{Bitmap, BitmapBuilder};
 
 use longshore_domain::{ColumnType, FieldPlan, RejectReason, TimePattern};
 
@@ -59,20 +59,32 @@ enum Array {
     Bytes(MutableBinaryViewArray<[u8]>),
 }
 
-/// The rows of a batch that are null, ascending.
+/// Which rows of a batch hold a value; nothing is kept before the first null.
 #[derive(Default)]
-struct Nulls(Vec<usize>);
+struct Nulls(Option<BitmapBuilder>);
 
 impl Nulls {
-    fn into_validity(self, rows: usize) -> Option<Bitmap> {
-        if self.0.is_empty() {
-            return None;
+    /// The next row, behind so many.
+    #[inline]
+    fn push(&mut self, is_value: bool, rows: usize) {
+        match &mut self.0 {
+            Some(valid) => valid.push(is_value),
+            None if is_value => {}
+            None => self.begin(rows),
         }
-        let mut valid = MutableBitmap::from_len_set(rows);
-        for row in self.0 {
-            valid.set(row, false);
-        }
-        Some(valid.into())
+    }
+
+    /// The first null.
+    #[cold]
+    fn begin(&mut self, rows: usize) {
+        let mut valid = BitmapBuilder::with_capacity(rows + 1);
+        valid.extend_constant(rows, true);
+        valid.push(false);
+        self.0 = Some(valid);
+    }
+
+    fn into_validity(self) -> Option<Bitmap> {
+        self.0.map(BitmapBuilder::freeze)
     }
 }
 
@@ -115,9 +127,7 @@ impl<'a> Decoder<'a> {
         let block = Block { plan, cells, miss };
         match (&mut self.array, &plan.kind) {
             (Array::Bool(values, nulls), _) => block.each(cell::bool, |value| {
-                if value.is_none() {
-                    nulls.0.push(values.len());
-                }
+                nulls.push(value.is_some(), values.len());
                 values.push(value.unwrap_or_default());
             }),
             (Array::Int32(values, nulls), ColumnType::Date) => match &plan.notation.format {
@@ -171,7 +181,7 @@ impl<'a> Decoder<'a> {
         let kind = &self.plan.kind;
         match self.array {
             Array::Bool(values, nulls) => {
-                let validity = nulls.into_validity(values.len());
+                let validity = nulls.into_validity();
                 let array = BooleanArray::new(ArrowDataType::Boolean, values.freeze(), validity);
                 Values::Bool(BooleanChunked::with_chunk("".into(), array))
             }
@@ -203,7 +213,7 @@ impl<'a> Decoder<'a> {
 }
 
 fn numbers<T: PolarsNumericType>(values: Vec<T::Native>, nulls: Nulls) -> ChunkedArray<T> {
-    let validity = nulls.into_validity(values.len());
+    let validity = nulls.into_validity();
     ChunkedArray::from_vec_validity("".into(), values, validity)
 }
 
@@ -247,9 +257,7 @@ impl<C: Column, M: FnMut(usize, CellFault)> Block<'_, C, M> {
         read: impl FnMut(&str) -> Result<T, Fault>,
     ) {
         self.each(read, |value| {
-            if value.is_none() {
-                nulls.0.push(values.len());
-            }
+            nulls.push(value.is_some(), values.len());
             values.push(value.unwrap_or_default());
         });
     }

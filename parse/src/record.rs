@@ -1,7 +1,7 @@
 //! The exact reader: one record at a time, field by field, from bytes in memory that begin with a record. The rules are those
 //! of [`crate::boundary`]; a property test holds the two together.
 
-use memchr::memchr;
+use memchr::{memchr, memchr2};
 
 use crate::dialect::Dialect;
 
@@ -49,6 +49,13 @@ impl Field {
     #[inline]
     pub fn is_escaped(self) -> bool {
         self.len_and_flags & ESCAPED != 0
+    }
+
+    /// Whether all of them are there, and none stands in quotes.
+    #[must_use]
+    pub fn all_plain(fields: &[Self]) -> bool {
+        let flags = fields.iter().fold(0, |flags, field| flags | field.len_and_flags);
+        flags & (QUOTED | ESCAPED) == 0 && !fields.iter().any(|field| field.is_missing())
     }
 
     /// Its place behind the base.
@@ -277,7 +284,12 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
         let opened = self.lines;
         let mut escaped = false;
         let mut at = open + 1;
+        // Quotes are doubled and only LF ends lines: nothing else matters in there, so that it is searched for.
+        let searched = self.dialect.escape.is_none() && (PLAIN || !self.dialect.returns);
         let close = loop {
+            if searched {
+                at += memchr2(quote, b'\n', &self.bytes[at..]).unwrap_or(self.bytes.len() - at);
+            }
             let Some(&byte) = self.bytes.get(at) else {
                 self.fail(QuoteFault::Unclosed, opened);
                 self.push(open + 1, self.bytes.len(), true, escaped);

@@ -58,6 +58,10 @@ pub fn date(text: &str) -> Result<i32, Fault> {
 /// `hh:mm[:ss[.ffffff]]`; more than six digits only as zeros. Microseconds since midnight.
 fn time_of_day(text: &str) -> Option<i64> {
     let bytes = text.as_bytes();
+    // As almost all are written.
+    if let [a, b, b':', c, d, b':', e, f] = *bytes {
+        return instant_of_day(two_digits(a, b)?, two_digits(c, d)?, two_digits(e, f)?, 0);
+    }
     if !text.is_ascii() || !matches!(bytes.len(), 5 | 8 | 10..) || bytes[2] != b':' {
         return None;
     }
@@ -70,11 +74,13 @@ fn time_of_day(text: &str) -> Option<i64> {
             Some((seconds, fraction)) => (number(seconds, 2..=2)?, micros(fraction)?),
         },
     };
-    if hour > 23 || minute > 59 || second > 59 {
-        return None;
-    }
+    instant_of_day(hour, minute, second, micros)
+}
+
+#[inline]
+fn instant_of_day(hour: u32, minute: u32, second: u32, micros: u32) -> Option<i64> {
     let seconds = hour * 3600 + minute * 60 + second;
-    Some(i64::from(seconds) * MICROS_PER_SECOND + i64::from(micros))
+    (hour < 24 && minute < 60 && second < 60).then(|| i64::from(seconds) * MICROS_PER_SECOND + i64::from(micros))
 }
 
 pub(super) fn micros(fraction: &str) -> Option<u32> {

@@ -5,6 +5,8 @@
 use std::fmt::Write as _;
 
 use polars_core::prelude::{BinaryType, BooleanType, PolarsDataType, StringType};
+use polars_core::utils::arrow::array::Array as _;
+use polars_core::utils::arrow::bitmap::Bitmap;
 
 use longshore_parse::batch::{Batch, Values};
 
@@ -34,7 +36,7 @@ pub(super) enum Cell<'a> {
 pub(super) struct Column<'a> {
     cells: Cells<'a>,
     /// Whether a cell holds a value; `None`: all do.
-    valid: Option<Vec<bool>>,
+    valid: Option<&'a Bitmap>,
 }
 
 enum Cells<'a> {
@@ -100,9 +102,7 @@ impl<'a> Column<'a> {
             Values::Uuid(array) => Cells::Uuid(array.downcast_as_array()),
             Values::Json(array) => Cells::Json(array.downcast_as_array()),
         };
-        let valid = with_array!(values, array => {
-            (array.null_count() > 0).then(|| array.is_not_null().iter().map(|valid| valid == Some(true)).collect())
-        });
+        let valid = with_array!(values, array => array.downcast_as_array().validity());
         Self { cells, valid }
     }
 
@@ -110,7 +110,7 @@ impl<'a> Column<'a> {
     #[inline(always)]
     pub(super) fn cell(&self, row: usize) -> Cell<'a> {
         if let Some(valid) = &self.valid
-            && !valid[row]
+            && !valid.get_bit(row)
         {
             return Cell::Null;
         }
