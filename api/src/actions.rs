@@ -13,12 +13,12 @@ use longshore_storage::failpoint;
 use longshore_storage::start::{StartOutcome, start_import};
 use longshore_telemetry::metrics;
 
-use crate::ApiState;
 use crate::answers::ImportAnswer;
 use crate::body::Nothing;
 use crate::error::ApiError;
 use crate::imports::{find, fresh_upload};
 use crate::openapi::{BadRequest, ForeignOrigin, NotFound, RequestTimeout, TooLarge, Unavailable, WrongState};
+use crate::{ApiState, Parts};
 
 fn wrong_state(detail: String) -> ApiError {
     ApiError::new(ProblemKind::WrongState, detail)
@@ -44,7 +44,7 @@ fn accepted(state: &ApiState, record: &ImportRecord) -> Response {
 )]
 pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
-    let ApiState { database, objects, bus, .. } = &state;
+    let Parts { database, objects, bus, .. } = &*state;
     failpoint::pass("complete.before");
     let started = start_import(database, &**objects, &**bus, record.id, Trigger::Complete).await?;
     failpoint::pass("complete.after");

@@ -45,9 +45,21 @@ use longshore_storage::objects::ObjectStore;
 use metrics::Sampler;
 use watch::Watchers;
 
-/// What the API works with. Cheap to clone.
+/// What the API works with. Cheap to clone, which every request does more than once.
 #[derive(Clone)]
-pub struct ApiState {
+pub struct ApiState(Arc<Parts>);
+
+impl std::ops::Deref for ApiState {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// The parts of [`ApiState`].
+#[derive(Clone)]
+pub struct Parts {
     /// Imports, plans, status.
     pub database: Database,
     /// The object storage.
@@ -75,7 +87,8 @@ impl ApiState {
         stop: CancellationToken,
     ) -> Self {
         let watchers = Watchers::start(database.clone(), Arc::clone(&bus), stop);
-        Self { database, objects, bus, destination, watchers, document: Bytes::new(), sampler: Sampler::default() }
+        let (document, sampler) = (Bytes::new(), Sampler::default());
+        Self(Arc::new(Parts { database, objects, bus, destination, watchers, document, sampler }))
     }
 }
 
@@ -85,7 +98,8 @@ pub fn router(state: ApiState) -> Router {
     let document = openapi::complete(document);
     longshore_telemetry::metrics().http_routes(&metrics::routes_of(&document));
     // A document always serialises: it holds nothing but strings and numbers.
-    let state = ApiState { document: serde_json::to_vec(&document).unwrap_or_default().into(), ..state };
+    let document = serde_json::to_vec(&document).unwrap_or_default().into();
+    let state = ApiState(Arc::new(Parts { document, ..Parts::clone(&state) }));
     finish(routes.method_not_allowed_fallback(error::method_not_allowed), state)
 }
 

@@ -21,7 +21,7 @@ use longshore_storage::failure::Failure;
 use longshore_telemetry::metrics::CONTENT_TYPE;
 use longshore_telemetry::{Dependency, DependencyFault, MessageState, Sampled, metrics, render, trace};
 
-use crate::ApiState;
+use crate::{ApiState, Parts};
 
 /// How long a look at the dependencies is kept.
 const KEEP: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ impl Sampler {
 }
 
 async fn look(state: &ApiState) -> Sampled {
-    let ApiState { database, objects, bus, destination, .. } = state;
+    let Parts { database, objects, bus, destination, .. } = &**state;
     let sampled = Sampled::default();
     let (backlog, depths, destination, objects) = futures::join!(
         within(Dependency::Database, database.backlog()),

@@ -70,6 +70,7 @@ async fn run<F: Future<Output = ()>>(fresh: Fresh, test: impl FnOnce(Database, S
 on_both! {
     two_nodes_migrate_at_once
     an_import_is_read_back_as_it_was_asked_for
+    requests_that_meet_have_each_their_own_answer
     listings_are_newest_first_and_filtered
     many_triggers_start_an_import_once
     only_one_of_many_claims_wins
@@ -189,6 +190,36 @@ async fn an_import_is_read_back_as_it_was_asked_for(database: Database, _: Strin
     assert_eq!(resource["format"]["delimiter"], ";");
     assert_eq!(resource["source"]["key"], read.object_key);
     assert_eq!(resource["progress"]["rows_read"], 0);
+}
+
+async fn requests_that_meet_have_each_their_own_answer(database: Database, _: String) {
+    let there = create(&database, "there").await;
+    // Some of them are refused: their ids are taken.
+    let new: Vec<NewImport> = (0..150)
+        .map(|place| {
+            let new = new_import(&format!("t{place}"));
+            if place % 30 == 7 { NewImport { id: there.id, ..new } } else { new }
+        })
+        .collect();
+    let created = futures::future::join_all(new.iter().map(|new| database.create(new, None))).await;
+    for (new, created) in new.iter().zip(created) {
+        match created {
+            Ok(Created::New(record)) => {
+                assert_eq!((record.id, &record.object_key), (new.id, &new.object_key));
+                assert_ne!(record.id, there.id);
+            }
+            other => assert!(other.is_err() && new.id == there.id, "{other:?}"),
+        }
+    }
+    let ids: Vec<ImportId> = new.iter().map(|new| new.id).chain((0..20).map(|_| ImportId::generate())).collect();
+    let read = futures::future::join_all(ids.iter().map(|id| database.import(*id))).await;
+    for (place, (id, read)) in ids.iter().zip(read).enumerate() {
+        let read = read.unwrap();
+        assert_eq!(read.as_ref().map(|record| record.id), (place < new.len()).then_some(*id));
+        if let Some(record) = read.filter(|record| record.id != there.id) {
+            assert_eq!(record.request.destination.table.to_string(), format!("t{place}"));
+        }
+    }
 }
 
 async fn listings_are_newest_first_and_filtered(database: Database, _: String) {

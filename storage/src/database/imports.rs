@@ -1,16 +1,17 @@
 //! Imports: read, list, start, expire, and the records that owners work with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{ActiveValue, ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ActiveValue, ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use longshore_domain::{
     Attempt, ColumnType, CreateRequest, Epoch, Import, ImportId, ImportState, LoadPlan, Problem, Progress, ShownFormat,
     SourceObject, Trigger, progress,
 };
 
+use super::connection::Connection;
 use super::entity::imports::{ActiveModel, Column, Entity, Model};
 use super::{Database, DatabaseError, signed, time, unsigned};
 
@@ -192,6 +193,47 @@ pub(super) fn row_of(new: &NewImport, created_ms: i64) -> Result<ActiveModel, Da
     })
 }
 
+/// A row as it is stored.
+pub(super) type Row = Model;
+
+/// The imports of some ids, in their order.
+pub(super) async fn find_all(connection: Connection, ids: Vec<ImportId>) -> Result<Vec<Option<Row>>, DbErr> {
+    if let [id] = ids[..] {
+        return Ok(vec![Entity::find_by_id(id.0).one(&connection).await?]);
+    }
+    // The last id again and again, up to a power of two: there are few different statements to prepare.
+    let last = ids.last().map(|id| id.0);
+    let padded = ids.iter().map(|id| id.0).chain(last.into_iter().cycle()).take(ids.len().next_power_of_two());
+    let rows = Entity::find().filter(Column::Id.is_in(padded)).all(&connection).await?;
+    let found: HashMap<_, _> = rows.into_iter().map(|row| (row.id, row)).collect();
+    Ok(ids.iter().map(|id| found.get(&id.0).cloned()).collect())
+}
+
+/// Stores new imports; their rows in the same order. By statements of a power of two of them, as above; they are all stored,
+/// or none where the error is the database's.
+pub(super) async fn insert_all(connection: Connection, new: Vec<NewImport>) -> Result<Vec<Row>, DbErr> {
+    let now = connection.clock().await?;
+    let rows = new.iter().map(|new| row_of(new, now).map_err(|error| DbErr::Custom(error.to_string())));
+    let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
+    let stored = if rows.len().is_power_of_two() {
+        Entity::insert_many(rows).exec_with_returning(&connection).await?
+    } else {
+        let insert = async {
+            let (transaction, mut stored) = (connection.begin().await?, Vec::with_capacity(rows.len()));
+            while !rows.is_empty() {
+                let some = rows.split_off(rows.len() - (rows.len() + 1).next_power_of_two() / 2);
+                stored.extend(Entity::insert_many(some).exec_with_returning(&transaction).await?);
+            }
+            transaction.commit().await?;
+            Ok::<_, DbErr>(stored)
+        };
+        connection.answered(insert).await?
+    };
+    let mut stored: HashMap<_, _> = stored.into_iter().map(|row| (row.id, row)).collect();
+    let rows = new.iter().map(|new| stored.remove(&new.id.0));
+    rows.collect::<Option<Vec<_>>>().ok_or(DbErr::RecordNotInserted)
+}
+
 /// What a listing asks for.
 #[derive(Debug, Clone, Default)]
 pub struct ImportFilter {
@@ -229,7 +271,11 @@ impl Database {
     /// # Errors
     /// [`DatabaseError`]
     pub async fn import(&self, id: ImportId) -> Result<Option<ImportRecord>, DatabaseError> {
-        Entity::find_by_id(id.0).one(&self.connection).await?.map(ImportRecord::read).transpose()
+        let row = match &self.meeting {
+            Some(meeting) => meeting.reads.ask(id).await?,
+            None => Entity::find_by_id(id.0).one(&self.connection).await?,
+        };
+        row.map(ImportRecord::read).transpose()
     }
 
     /// Imports, newest first, at most `limit`.

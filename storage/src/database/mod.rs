@@ -15,16 +15,21 @@ mod lease;
 pub mod pending;
 mod schema;
 mod text;
+mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeZone, Utc};
-use sea_orm::sea_query::{Expr, Query, SimpleExpr};
+use sea_orm::sea_query::SimpleExpr;
 use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseBackend, DbErr, Statement};
+
+use longshore_domain::ImportId;
 
 use crate::destination::gate::WriteGate;
 use crate::silence::Silence;
+
+use self::together::Together;
 
 use self::connection::{ACQUIRE_TIMEOUT, Connection, LOCK_TIMEOUT, STATEMENT_TIMEOUT};
 
@@ -81,6 +86,25 @@ pub struct Database {
     connection: Connection,
     /// The turnstile before SQLite's one writer, where the destination shares the file.
     gate: Option<Arc<WriteGate>>,
+    /// What an API is asked most, on a server; SQLite is in this process, and needs no company.
+    meeting: Option<Meeting>,
+}
+
+/// Calls that go together.
+#[derive(Clone)]
+struct Meeting {
+    reads: Together<ImportId, Option<imports::Row>>,
+    creates: Together<NewImport, imports::Row>,
+}
+
+impl Meeting {
+    fn start(connection: &Connection) -> Self {
+        let (reads, creates) = (connection.clone(), connection.clone());
+        Self {
+            reads: Together::start(move |ids| imports::find_all(reads.clone(), ids)),
+            creates: Together::start(move |new| imports::insert_all(creates.clone(), new)),
+        }
+    }
 }
 
 impl Database {
@@ -120,7 +144,9 @@ impl Database {
         let connection = Connection::new(sea_orm::Database::connect(options).await?, silence);
         // A server's writers do not wait for each other: one that is held up must not keep leases from being renewed.
         let gate = gate.filter(|_| connection.get_database_backend() == DatabaseBackend::Sqlite);
-        Ok(Self { connection, gate })
+        let server = connection.get_database_backend() == DatabaseBackend::Postgres;
+        let meeting = server.then(|| Meeting::start(&connection));
+        Ok(Self { connection, gate, meeting })
     }
 
     /// Makes the control tables where they are missing; one node after the other.
@@ -157,18 +183,7 @@ impl Database {
 
     /// The database's clock, in milliseconds since 1970.
     fn now_ms(&self) -> SimpleExpr {
-        Expr::cust(match self.backend() {
-            DatabaseBackend::Postgres => "(extract(epoch from clock_timestamp()) * 1000)::bigint",
-            _ => "CAST(unixepoch('now', 'subsec') * 1000 AS INTEGER)",
-        })
-    }
-
-    /// What it says just now.
-    async fn read_clock(&self) -> Result<i64, DatabaseError> {
-        let select = Query::select().expr_as(self.now_ms(), "now").to_owned();
-        let row = self.connection.query_one(&select).await?;
-        let row = row.ok_or_else(|| DatabaseError::corrupt("clock", "it did not answer"))?;
-        Ok(row.try_get("", "now")?)
+        self.connection.now_ms()
     }
 
     /// A turn before SQLite's one writer; control writes come before chunks.
