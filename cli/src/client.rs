@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
 use futures::TryStreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{RequestBuilder, Response, StatusCode};
@@ -127,6 +128,19 @@ impl Client {
 
     pub async fn get(&self, path: &str) -> Result<Value> {
         self.call(self.http.get(format!("{}{path}", self.base))).await
+    }
+
+    /// A request that is made once and sent often.
+    pub fn prepared(&self, method: reqwest::Method, path: &str, body: Option<&Value>) -> Result<reqwest::Request> {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        Ok(body.iter().fold(request, |request, body| request.json(body)).build()?)
+    }
+
+    /// The body of the answer to it, as it came.
+    pub async fn send(&self, request: &reqwest::Request) -> Result<Bytes> {
+        let request = request.try_clone().context("a request whose body is held")?;
+        let request = RequestBuilder::from_parts(self.http.clone(), request);
+        Ok(self.answer(request).await?.bytes().await.map_err(reqwest::Error::without_url)?)
     }
 
     /// The resource.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -39,7 +39,7 @@ pub enum What {
 }
 
 /// The command's arguments.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Arguments {
     /// What is asked for.
     #[arg(long, value_enum, default_value_t = What::Import)]
@@ -165,9 +165,9 @@ fn read_object(text: &str) -> std::result::Result<Value, String> {
 }
 
 /// What all lanes share.
-struct Load<'a> {
+struct Load {
     client: Client,
-    arguments: &'a Arguments,
+    arguments: Arguments,
     content: Content,
     /// Names the tables and files of this run.
     run: String,
@@ -177,6 +177,14 @@ struct Load<'a> {
     stop: CancellationToken,
     /// Whose status is asked for.
     subject: Option<String>,
+    /// The request that is measured alone.
+    prepared: Option<reqwest::Request>,
+}
+
+/// What of an import's resource is looked at where creates are measured.
+#[derive(serde::Deserialize)]
+struct Created {
+    id: String,
 }
 
 /// Runs it: 0, or 1 where any failed.
@@ -193,7 +201,7 @@ pub async fn run(client: Client, arguments: &Arguments) -> Result<ExitCode> {
     let style = ProgressStyle::with_template("{msg:40} [{bar:30}] {pos}/{len} {per_sec} {eta}")?;
     let mut load = Load {
         client,
-        arguments,
+        arguments: arguments.clone(),
         content,
         run: uuid::Uuid::new_v4().simple().to_string()[..8].to_owned(),
         next: AtomicU64::new(0),
@@ -201,14 +209,31 @@ pub async fn run(client: Client, arguments: &Arguments) -> Result<ExitCode> {
         bar: ProgressBar::new(arguments.count).with_style(style.progress_chars("=> ")),
         stop,
         subject: None,
+        prepared: None,
     };
-    if arguments.what == What::Status {
-        let (id, _) = load.create(0).await?;
-        load.subject = Some(id);
+    match arguments.what {
+        What::Import => {}
+        What::Create => {
+            let request = load.request(0);
+            load.prepared = Some(load.client.prepared(reqwest::Method::POST, "/v1/imports", Some(&request))?);
+        }
+        What::Status => {
+            let (id, _) = load.create(0).await?;
+            load.prepared = Some(load.client.prepared(reqwest::Method::GET, &format!("/v1/imports/{id}"), None)?);
+            load.subject = Some(id);
+        }
     }
     let begun = Instant::now();
     let lanes = u64::from(arguments.concurrency).min(arguments.count);
-    let created = futures::future::join_all((0..lanes).map(|_| load.lane())).await.concat();
+    let load = Arc::new(load);
+    // Each a task of its own, so that it is the server whose cores are measured.
+    let lanes: Vec<_> = (0..lanes)
+        .map(|_| {
+            let load = Arc::clone(&load);
+            tokio::spawn(async move { load.lane().await })
+        })
+        .collect();
+    let created = futures::future::try_join_all(lanes).await?.concat();
     let seconds = begun.elapsed().as_secs_f64();
     load.bar.finish_and_clear();
     for id in created.iter().chain(&load.subject) {
@@ -218,7 +243,7 @@ pub async fn run(client: Client, arguments: &Arguments) -> Result<ExitCode> {
     load.tell(seconds)
 }
 
-impl Load<'_> {
+impl Load {
     /// One after the other, until all are given out; the imports that were only created.
     async fn lane(&self) -> Vec<String> {
         let mut created = Vec::new();
@@ -229,8 +254,12 @@ impl Load<'_> {
             }
             let ended = match self.arguments.what {
                 What::Import => self.import(number).await,
-                What::Create => self.create(number).await.map(|(id, _)| created.push(id)),
-                What::Status => self.status().await,
+                What::Create => self.ask(Step::Create).await.and_then(|answer| {
+                    let Created { id } = serde_json::from_slice(&answer).context("the server's answer has no id")?;
+                    created.push(id);
+                    Ok(())
+                }),
+                What::Status => self.ask(Step::Status).await.map(drop),
             };
             let mut tally = self.tally();
             match ended {
@@ -255,8 +284,8 @@ impl Load<'_> {
         format!("{} rows, {} MB{failed}", tally.rows, tally.bytes / 1_000_000)
     }
 
-    /// Asks for an import; its id and upload.
-    async fn create(&self, number: u64) -> Result<(String, Value)> {
+    /// What an import is asked for with.
+    fn request(&self, number: u64) -> Value {
         let table = match &self.arguments.table {
             Some(table) => table.clone(),
             None => format!("load_{}_{number}", self.run),
@@ -264,6 +293,12 @@ impl Load<'_> {
         let mut request = self.arguments.request.clone().unwrap_or_else(|| json!({}));
         request["destination"] = json!({"table": table});
         request["file"] = json!({"name": format!("load-{}-{number}.csv", self.run), "size": self.content.size()});
+        request
+    }
+
+    /// Asks for an import; its id and upload.
+    async fn create(&self, number: u64) -> Result<(String, Value)> {
+        let request = self.request(number);
         let begun = Instant::now();
         let mut created = self.client.create(&request).await?;
         self.tally().took(Step::Create, begun.elapsed());
@@ -294,12 +329,12 @@ impl Load<'_> {
         Ok(())
     }
 
-    async fn status(&self) -> Result<()> {
+    /// The request that is measured alone.
+    async fn ask(&self, step: Step) -> Result<Bytes> {
         let begun = Instant::now();
-        let id = self.subject.as_deref().context("no import to ask for")?;
-        self.client.import_of(id).await?;
-        self.tally().took(Step::Status, begun.elapsed());
-        Ok(())
+        let answer = self.client.send(self.prepared.as_ref().context("no request to send")?).await?;
+        self.tally().took(step, begun.elapsed());
+        Ok(answer)
     }
 
     /// The table for people, and JSON for others.

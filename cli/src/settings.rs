@@ -266,6 +266,7 @@ impl Values {
             ),
         };
         let address = |text: &str| text.parse::<SocketAddr>().ok();
+        // One more than cores: while one waits for a commit or for bytes, another works.
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Settings {
             given,
@@ -310,7 +311,9 @@ impl Values {
             chunk_size: self.parse("CHUNK_SIZE", "a whole number of bytes from 1", |text| {
                 text.parse().ok().filter(|size| (1..=i64::MAX as u64).contains(size))
             })?,
-            workers: self.parse("WORKERS", "a whole number from 1", |text| text.parse().ok())?.unwrap_or(cores),
+            workers: self
+                .parse("WORKERS", "a whole number from 1", |text| text.parse().ok())?
+                .unwrap_or(cores.saturating_add(1)),
             sweep_interval: self
                 .parse("SWEEP_INTERVAL", "a duration such as 30s, 500ms, 2m or 1h", duration)?
                 .unwrap_or(Duration::from_secs(30)),
