@@ -6,6 +6,7 @@ use sqlx::postgres::PgPool;
 
 use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
 
+use super::describe;
 use super::fence::{self, Fence, Lock};
 use super::refusals::Refusals;
 use super::rejects::{self, Found};
@@ -294,7 +295,9 @@ impl Moving<'_> {
             .run(format!("SET LOCAL work_mem = '{SORT_MEMORY}'; SET CONSTRAINTS ALL IMMEDIATE"))
             .await
             .map_err(failure)?;
-        let Some(mut fault) = self.insert("", staged).await? else { return Ok(true) };
+        // Either all rows go in, or none and each is looked at in its order.
+        let ordered = self.order_is_seen().await?;
+        let Some(mut fault) = self.insert("", staged, ordered).await? else { return Ok(true) };
         self.index().await?;
         let mut staged = staged;
         if fault.constraint {
@@ -303,7 +306,7 @@ impl Moving<'_> {
                 return Ok(false);
             }
             staged -= self.rejected - before;
-            fault = match self.insert("", staged).await? {
+            fault = match self.insert("", staged, true).await? {
                 None => return Ok(true),
                 Some(fault) => fault,
             };
@@ -318,7 +321,7 @@ impl Moving<'_> {
                 continue;
             }
             if !whole {
-                match self.insert(&condition, staged).await? {
+                match self.insert(&condition, staged, true).await? {
                     None => continue,
                     Some(found) => fault = found,
                 }
@@ -387,9 +390,28 @@ impl Moving<'_> {
         Ok(Ok(true))
     }
 
+    /// Whether the table can tell in which order its rows came: by a trigger, by a default of a column that the file does not
+    /// bring (a serial number), or by what its partitions have of these. The sort of all rows is a third of a publish.
+    async fn order_is_seen(&mut self) -> Result<bool, DestinationError> {
+        let names: Vec<&str> = self.plan.fields.iter().map(|field| field.name.as_str()).collect();
+        sqlx::query_scalar(
+            "SELECT c.relkind <> 'r' OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal) \
+                 OR EXISTS (SELECT FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid \
+                            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' \
+                              AND (a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL) AND a.attname::text <> ALL ($2)) \
+             FROM pg_class c WHERE c.oid = to_regclass($1)",
+        )
+        .bind(describe::quoted(&self.plan.table)?)
+        .bind(names)
+        .fetch_optional(self.session.connection())
+        .await
+        .map(|seen| seen.unwrap_or(true))
+        .map_err(failure)
+    }
+
     /// Inserts rows under a savepoint; a fault of rows leaves everything as it was.
-    async fn insert(&mut self, condition: &str, staged: u64) -> Result<Option<Fault>, DestinationError> {
-        let statement = staging::insert_statement(self.plan, self.schema, self.name, condition)?;
+    async fn insert(&mut self, condition: &str, staged: u64, ordered: bool) -> Result<Option<Fault>, DestinationError> {
+        let statement = staging::insert_statement(self.plan, self.schema, self.name, condition, ordered)?;
         let fault = match self.session.run(format!("SAVEPOINT longshore_move; {statement}")).await {
             Ok(inserted) if inserted == staged => {
                 self.session.run("RELEASE SAVEPOINT longshore_move").await.map_err(failure)?;

@@ -43,7 +43,7 @@ pub(super) async fn prepare(pool: &PgPool, ticket: Ticket, plan: &LoadPlan) -> R
         }
     };
     if found.is_some() {
-        let explain = format!("EXPLAIN {}", insert_statement(plan, &schema, &name, "")?);
+        let explain = format!("EXPLAIN {}", insert_statement(plan, &schema, &name, "", true)?);
         session.run(explain).await.map_err(|error| misfit(plan, error))?;
     }
     fence::finish(session).await?;
@@ -60,18 +60,20 @@ pub(super) fn lost(name: &str) -> DestinationError {
     DestinationError::StagingLost { reason: format!("the table {name} is not there") }
 }
 
-/// An attempt's rows, in the order of the file, for an existing table. `OVERRIDING SYSTEM VALUE`: identity columns take what
+/// An attempt's rows for an existing table, in the order of the file where that matters. `OVERRIDING SYSTEM VALUE`: identity columns take what
 /// the file says, as under COPY.
 pub(super) fn insert_statement(
     plan: &LoadPlan,
     schema: &str,
     name: &str,
     condition: &str,
+    ordered: bool,
 ) -> Result<String, DestinationError> {
     let (table, columns) = (describe::quoted(&plan.table)?, sql::column_list(plan)?);
     let (staging, row) = (sql::qualified(schema, name)?, sql::identifier(&sql::row_column(plan))?);
+    let order = if ordered { format!(" ORDER BY {row}") } else { String::new() };
     Ok(format!(
-        "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {staging} {condition} ORDER BY {row}"
+        "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {staging} {condition}{order}"
     ))
 }
 
