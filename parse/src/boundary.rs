@@ -282,6 +282,9 @@ impl Boundary {
             let byte = rest[found];
             if byte == b'\n' {
                 self.lines += 1;
+            } else if byte == quote && dialect.escape.is_none() && block.get(*at) == Some(&quote) {
+                // A doubled quote is data.
+                *at += 1;
             } else {
                 self.state = if byte == quote { State::QuoteInQuoted } else { State::Escape };
                 return Some(());

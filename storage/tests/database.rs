@@ -207,6 +207,8 @@ async fn requests_that_meet_have_each_their_own_answer(database: Database, _: St
             Ok(Created::New(record)) => {
                 assert_eq!((record.id, &record.object_key), (new.id, &new.object_key));
                 assert_ne!(record.id, there.id);
+                let read = database.import(record.id).await.unwrap().unwrap();
+                assert_eq!(format!("{record:?}"), format!("{read:?}"));
             }
             other => assert!(other.is_err() && new.id == there.id, "{other:?}"),
         }

@@ -53,7 +53,8 @@ impl Database {
     /// [`DatabaseError`]
     pub async fn create(&self, new: &NewImport, key: Option<&IdempotencyKey>) -> Result<Created, DatabaseError> {
         if let (Some(meeting), None) = (&self.meeting, key) {
-            return Ok(Created::New(ImportRecord::read(meeting.creates.ask(new.clone()).await?)?));
+            let created_ms = meeting.creates.ask(new.clone()).await?;
+            return Ok(Created::New(ImportRecord::fresh(new, created_ms)));
         }
         let row = row_of(new, self.connection.clock().await?)?;
         let Some(key) = key else {

@@ -115,6 +115,32 @@ impl ImportRecord {
         })
     }
 
+    /// What [`row_of`] stores, as it is read back.
+    pub(super) fn fresh(new: &NewImport, created_ms: i64) -> Self {
+        Self {
+            id: new.id,
+            version: 1,
+            state: ImportState::AwaitingUpload,
+            attempt: Attempt(1),
+            epoch: Epoch(0),
+            request: new.request.clone(),
+            object_key: new.object_key.clone(),
+            trigger: None,
+            size: None,
+            etag: None,
+            plan: None,
+            widened: BTreeMap::new(),
+            scan_done: false,
+            error: None,
+            progress: Progress::default(),
+            created_at: time(created_ms),
+            uploaded_at: None,
+            started_at: None,
+            finished_at: None,
+            url_expires_at: time(new.url_expires_at.timestamp_millis()),
+        }
+    }
+
     /// The counters; of an import that is done with the rate over all of it.
     fn final_progress(&self) -> Progress {
         let (Some(started), Some(finished), true) = (self.started_at, self.finished_at, self.state.is_done()) else {
@@ -209,29 +235,26 @@ pub(super) async fn find_all(connection: Connection, ids: Vec<ImportId>) -> Resu
     Ok(ids.iter().map(|id| found.get(&id.0).cloned()).collect())
 }
 
-/// Stores new imports; their rows in the same order. By statements of a power of two of them, as above; they are all stored,
-/// or none where the error is the database's.
-pub(super) async fn insert_all(connection: Connection, new: Vec<NewImport>) -> Result<Vec<Row>, DbErr> {
+/// Stores new imports; when each was made. By statements of a power of two of them, as above; they are all stored, or none where
+/// the error is the database's.
+pub(super) async fn insert_all(connection: Connection, new: Vec<NewImport>) -> Result<Vec<i64>, DbErr> {
     let now = connection.clock().await?;
     let rows = new.iter().map(|new| row_of(new, now).map_err(|error| DbErr::Custom(error.to_string())));
     let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
-    let stored = if rows.len().is_power_of_two() {
-        Entity::insert_many(rows).exec_with_returning(&connection).await?
-    } else {
-        let insert = async {
-            let (transaction, mut stored) = (connection.begin().await?, Vec::with_capacity(rows.len()));
-            while !rows.is_empty() {
-                let some = rows.split_off(rows.len() - (rows.len() + 1).next_power_of_two() / 2);
-                stored.extend(Entity::insert_many(some).exec_with_returning(&transaction).await?);
-            }
-            transaction.commit().await?;
-            Ok::<_, DbErr>(stored)
-        };
-        connection.answered(insert).await?
+    if rows.len().is_power_of_two() {
+        Entity::insert_many(rows).exec_without_returning(&connection).await?;
+        return Ok(vec![now; new.len()]);
+    }
+    let insert = async {
+        let transaction = connection.begin().await?;
+        while !rows.is_empty() {
+            let some = rows.split_off(rows.len() - (rows.len() + 1).next_power_of_two() / 2);
+            Entity::insert_many(some).exec_without_returning(&transaction).await?;
+        }
+        transaction.commit().await
     };
-    let mut stored: HashMap<_, _> = stored.into_iter().map(|row| (row.id, row)).collect();
-    let rows = new.iter().map(|new| stored.remove(&new.id.0));
-    rows.collect::<Option<Vec<_>>>().ok_or(DbErr::RecordNotInserted)
+    connection.answered(insert).await?;
+    Ok(vec![now; new.len()])
 }
 
 /// What a listing asks for.

@@ -94,7 +94,8 @@ pub struct Database {
 #[derive(Clone)]
 struct Meeting {
     reads: Together<ImportId, Option<imports::Row>>,
-    creates: Together<NewImport, imports::Row>,
+    /// When each was made.
+    creates: Together<NewImport, i64>,
 }
 
 impl Meeting {

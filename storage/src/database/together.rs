@@ -40,6 +40,8 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Together<Q, A> {
         let ask = Arc::new(ask);
         tokio::spawn(async move {
             while let Some(first) = arriving.recv().await {
+                // Requests that are being read just now come along; where there are none, this takes no time.
+                tokio::task::yield_now().await;
                 let mut some = vec![first];
                 while some.len() < MOST
                     && let Ok(next) = arriving.try_recv()
