@@ -203,8 +203,13 @@ struct Records {
     fields: Vec<Field>,
     /// The records' numbers.
     numbers: Vec<u64>,
-    /// Whether every field is there, without quotes.
-    plain: bool,
+}
+
+impl Records {
+    /// Whether a column has no cell that is missing or in quotes.
+    fn is_plain(&self, field: usize, width: usize) -> bool {
+        self.fields.iter().skip(field).step_by(width.max(1)).all(|field| field.is_plain())
+    }
 }
 
 /// A batch that grows block by block.
@@ -344,8 +349,7 @@ impl ChunkReader<'_> {
                 }
             }
         }
-        let plain = Field::all_plain(&fields);
-        Records { base, end: at, fields, numbers, plain }
+        Records { base, end: at, fields, numbers }
     }
 
     /// Whether an unquoted cell means null.
@@ -400,7 +404,7 @@ impl ChunkReader<'_> {
             let mut miss = |row, fault| missed.push((row, fault));
             let mut cells = Cells { reader: self, records, field: column.field, scratch: &mut scratch };
             match self.valid {
-                Some(text) if records.plain => {
+                Some(text) if records.is_plain(column.field, self.plan.width) => {
                     decoder.append(&mut PlainCells { reader: self, text, records, field: column.field }, &mut miss);
                 }
                 _ => decoder.append(&mut cells, &mut miss),
@@ -493,7 +497,7 @@ impl Cells<'_, '_> {
     }
 }
 
-/// The same for a block without quotes, of a chunk that is UTF-8: what almost all files are.
+/// The same for a column without quotes, of a chunk that is UTF-8: what almost all columns are.
 struct PlainCells<'a, 'b> {
     reader: &'a ChunkReader<'b>,
     text: &'b str,

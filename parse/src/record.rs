@@ -51,11 +51,11 @@ impl Field {
         self.len_and_flags & ESCAPED != 0
     }
 
-    /// Whether all of them are there, and none stands in quotes.
+    /// Whether it is there, and stands in no quotes.
     #[must_use]
-    pub fn all_plain(fields: &[Self]) -> bool {
-        let flags = fields.iter().fold(0, |flags, field| flags | field.len_and_flags);
-        flags & (QUOTED | ESCAPED) == 0 && !fields.iter().any(|field| field.is_missing())
+    #[inline]
+    pub fn is_plain(self) -> bool {
+        self.len_and_flags & (QUOTED | ESCAPED) == 0 && !self.is_missing()
     }
 
     /// Its place behind the base.
