@@ -83,17 +83,8 @@ pub async fn plan(services: &Services, record: &ImportRecord, patience: &Patienc
     let mapped = map_columns(&head, request.columns.as_deref(), existing.as_ref())
         .map_err(|error| Gave::Up(format_problem(&error)))?;
 
-    let mut plan = LoadPlan {
-        table: table.clone(),
-        target: if existing.is_some() { Target::ExistingTable } else { Target::NewTable },
-        format: head.format,
-        width: head.width,
-        header: head.header,
-        fields: mapped.fields,
-        columns: mapped.columns,
-        data_start: head.data_start,
-        data_line: head.data_line,
-    };
+    let target = if existing.is_some() { Target::ExistingTable } else { Target::NewTable };
+    let mut plan = mapped.into_plan(head, table.clone(), target);
     apply_wider_types(&mut plan, &record.widened);
     Ok(plan)
 }

@@ -405,7 +405,7 @@ impl ChunkReader<'_> {
             let mut cells = Cells { reader: self, records, field: column.field, scratch: &mut scratch };
             match self.valid {
                 Some(text) if records.is_plain(column.field, self.plan.width) => {
-                    decoder.append(&mut PlainCells { reader: self, text, records, field: column.field }, &mut miss);
+                    decoder.append(&mut PlainCells { cells: &cells, text }, &mut miss);
                 }
                 _ => decoder.append(&mut cells, &mut miss),
             }
@@ -480,9 +480,14 @@ struct Cells<'a, 'b> {
 }
 
 impl Cells<'_, '_> {
+    #[inline(always)]
+    fn field(&self, row: usize) -> Field {
+        self.records.fields[row * self.reader.plan.width + self.field]
+    }
+
     /// The cell's bytes, unquoted.
     fn raw(&self, row: usize) -> Vec<u8> {
-        let field = self.records.fields[row * self.reader.plan.width + self.field];
+        let field = self.field(row);
         if field.is_missing() {
             return Vec::new();
         }
@@ -497,33 +502,28 @@ impl Cells<'_, '_> {
     }
 }
 
-/// The same for a column without quotes, of a chunk that is UTF-8: what almost all columns are.
-struct PlainCells<'a, 'b> {
-    reader: &'a ChunkReader<'b>,
-    text: &'b str,
-    records: &'a Records,
-    field: usize,
+/// The same where the column has no quotes and the chunk is UTF-8: what almost all columns are.
+struct PlainCells<'a> {
+    cells: &'a Cells<'a, 'a>,
+    text: &'a str,
 }
 
-impl Column for PlainCells<'_, '_> {
+impl Column for PlainCells<'_> {
     #[inline(always)]
     fn may_hold_nul(&self) -> bool {
-        self.reader.may_hold_nul
+        self.cells.may_hold_nul()
     }
 
     #[inline(always)]
     fn rows(&self) -> usize {
-        self.records.numbers.len()
+        self.cells.rows()
     }
 
     #[inline(always)]
     fn cell(&mut self, row: usize) -> Cell<'_> {
-        let field = self.records.fields[row * self.reader.plan.width + self.field];
-        let range = field.range();
-        let Some(cell) = self.text.get(self.records.base + range.start..self.records.base + range.end) else {
-            return Cell::NotText;
-        };
-        if self.reader.is_null(cell.as_bytes()) { Cell::Null } else { Cell::Text(cell) }
+        let (base, range) = (self.cells.records.base, self.cells.field(row).range());
+        let Some(cell) = self.text.get(base + range.start..base + range.end) else { return Cell::NotText };
+        if self.cells.reader.is_null(cell.as_bytes()) { Cell::Null } else { Cell::Text(cell) }
     }
 }
 
@@ -540,8 +540,7 @@ impl Column for Cells<'_, '_> {
 
     #[inline(always)]
     fn cell(&mut self, row: usize) -> Cell<'_> {
-        let reader = self.reader;
-        let field = self.records.fields[row * reader.plan.width + self.field];
+        let (reader, field) = (self.reader, self.field(row));
         if field.is_missing() {
             return Cell::Null;
         }

@@ -3,7 +3,9 @@
 
 use std::collections::HashSet;
 
-use longshore_domain::{Column, ColumnSource, ColumnType, FieldPlan, TableColumn, TableDescription};
+use longshore_domain::{
+    Column, ColumnSource, ColumnType, FieldPlan, LoadPlan, TableColumn, TableDescription, TableName, Target,
+};
 
 use crate::error::FormatError;
 use crate::head::Head;
@@ -22,6 +24,22 @@ pub struct Mapped {
 }
 
 impl Mapped {
+    /// The plan of an import into `table`: these columns, read as the head says.
+    #[must_use]
+    pub fn into_plan(self, head: Head, table: TableName, target: Target) -> LoadPlan {
+        LoadPlan {
+            table,
+            target,
+            format: head.format,
+            width: head.width,
+            header: head.header,
+            fields: self.fields,
+            columns: self.columns,
+            data_start: head.data_start,
+            data_line: head.data_line,
+        }
+    }
+
     fn push(&mut self, column: Column, field: usize, inferred: bool) {
         self.fields.push(FieldPlan {
             name: column.name.clone(),

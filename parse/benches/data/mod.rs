@@ -117,15 +117,5 @@ pub fn plan_of(text: &[u8]) -> LoadPlan {
             column.kind = ColumnType::Decimal { precision: 15, scale: 2 };
         }
     }
-    LoadPlan {
-        table: "measured".parse().expect("a name"),
-        target: Target::NewTable,
-        format: head.format,
-        width: head.width,
-        header: head.header,
-        fields: mapped.fields,
-        columns: mapped.columns,
-        data_start: head.data_start,
-        data_line: head.data_line,
-    }
+    mapped.into_plan(head, "measured".parse().expect("a name"), Target::NewTable)
 }

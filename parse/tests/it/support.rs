@@ -55,17 +55,7 @@ pub fn plan_of(text: &[u8], given: &GivenFormat, columns: Option<&[Column]>) -> 
     let detected = detect(sample, whole, compression, given).map_err(|error| error.to_string())?;
     let head = read_head(sample, whole, given, &detected).map_err(|error| error.to_string())?;
     let mapped = map_columns(&head, columns, None).map_err(|error| error.to_string())?;
-    Ok(LoadPlan {
-        table: "t".parse::<TableName>().unwrap(),
-        target: Target::NewTable,
-        format: head.format,
-        width: head.width,
-        header: head.header,
-        fields: mapped.fields,
-        columns: mapped.columns,
-        data_start: head.data_start,
-        data_line: head.data_line,
-    })
+    Ok(mapped.into_plan(head, "t".parse::<TableName>().unwrap(), Target::NewTable))
 }
 
 /// As [`plan_of`], with every column text.
