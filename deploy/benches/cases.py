@@ -332,7 +332,8 @@ def pgbench(*arguments):
 @case
 def api(_runs):
     """Requests a second, 16 clients, beside pgbench's with as many."""
-    shutil.which("pgbench") or os.environ.__setitem__("PATH", os.environ["LONGSHORE_TEST_PG_BIN"] + ":" + os.environ["PATH"])
+    if not shutil.which("pgbench"):
+        os.environ["PATH"] += ":" + os.environ["LONGSHORE_TEST_PG_BIN"]
     rates = {}
     with Cluster() as cluster, tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
         run(["pgbench", "-i", "-q", "-s", "10", peers.URL])

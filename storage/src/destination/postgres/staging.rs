@@ -60,8 +60,8 @@ pub(super) fn lost(name: &str) -> DestinationError {
     DestinationError::StagingLost { reason: format!("the table {name} is not there") }
 }
 
-/// An attempt's rows for an existing table, in the order of the file where that matters. `OVERRIDING SYSTEM VALUE`: identity columns take what
-/// the file says, as under COPY.
+/// An attempt's rows for an existing table, in the order of the file where that matters. `OVERRIDING SYSTEM VALUE`: identity
+/// columns take what the file says, as under COPY.
 pub(super) fn insert_statement(
     plan: &LoadPlan,
     schema: &str,
