@@ -96,15 +96,17 @@ impl PostgresDestination {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .after_connect(|connection, _| {
                 Box::pin(async move {
-                    for (name, value) in SESSION_SETTINGS {
-                        sqlx::query(
-                            "SELECT set_config(name, $2, false) FROM pg_settings WHERE lower(name) = lower($1)",
-                        )
-                        .bind(name)
-                        .bind(value)
-                        .execute(&mut *connection)
-                        .await?;
-                    }
+                    let (names, values): (Vec<_>, Vec<_>) = SESSION_SETTINGS.into_iter().unzip();
+                    // One round trip, for all that the server knows.
+                    sqlx::query(
+                        "SELECT count(set_config(known.name, wanted.value, false)) \
+                         FROM unnest($1::text[], $2::text[]) AS wanted(name, value) \
+                         JOIN pg_settings AS known ON lower(known.name) = lower(wanted.name)",
+                    )
+                    .bind(names)
+                    .bind(values)
+                    .execute(&mut *connection)
+                    .await?;
                     Ok(())
                 })
             })
