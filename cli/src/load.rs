@@ -267,7 +267,9 @@ impl Load {
                 // The cause alone: each import would be a reason of its own.
                 Err(error) => *tally.failures.entry(error.root_cause().to_string()).or_default() += 1,
             }
-            self.bar.set_message(self.shown(&tally));
+            if self.arguments.what == What::Import {
+                self.bar.set_message(self.shown(&tally));
+            }
             self.bar.inc(1);
         }
         created

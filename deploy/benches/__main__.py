@@ -38,10 +38,14 @@ def main():
     arguments.add_argument("--runs", type=int)
     arguments.add_argument("--json", type=pathlib.Path)
     arguments.add_argument("--only-copy", action="store_true", help="no peer besides \\copy")
+    arguments.add_argument("--flame", type=pathlib.Path, metavar="SVG", help="draw where a worker's time goes, and measure nothing")
     given = arguments.parse_args()
     cases.ONLY_COPY = given.only_copy
     if given.list:
         print("\n".join(f"{name:18} {(function.__doc__ or '').strip()}" for name, function in cases.CASES.items()))
+        return 0
+    if given.flame:
+        cases.flame(given.flame, *given.case)
         return 0
     result = {
         "revision": git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else ""),
