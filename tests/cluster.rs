@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use common::api::{assert_failed, assert_succeeded, assert_tiles, id_of, kind_of, read};
 use common::cluster::{Cluster, Options};
 use common::data::{ODD_HEADER, columns, odd_columns, source};
-use common::process::settings;
+use common::process::{Process, settings};
 use common::s3::{S3Kind, on_every_s3_server};
 use common::servers::PostgresServer;
 use common::{seed, until};
@@ -20,6 +20,7 @@ use common::{seed, until};
 on_every_s3_server!(
     a_storage_event_alone_starts_an_import_that_several_workers_share,
     a_large_file_is_scanned_by_several_workers,
+    a_node_that_works_alone_reads_an_object_once,
     complete_starts_an_import_where_no_event_comes,
     the_storage_itself_refuses_what_was_not_promised,
     the_sweep_finds_what_nobody_told_of,
@@ -76,26 +77,48 @@ async fn a_storage_event_alone_starts_an_import_that_several_workers_share(s3: S
     cluster.assert_clean_logs();
 }
 
+/// More than a node of one worker keeps of what it has read.
+const MORE_THAN_IS_KEPT: u64 = 700_000;
+
+/// A worker's figure.
+async fn figure(worker: &Process, series: &str) -> u64 {
+    let text = reqwest::get(format!("{}/metrics", worker.base)).await.unwrap().text().await.unwrap();
+    let figure = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    figure.unwrap_or_else(|| panic!("{series} in {text}")).parse().unwrap()
+}
+
 async fn a_large_file_is_scanned_by_several_workers(s3: S3Kind) {
-    let cluster = Cluster::start(&Options { chunk_size: "4096", ..Options::on(s3) }).await;
-    let source = source(seed(), 40_000, 1, 0);
+    let more = settings([("WORKERS", "1")]);
+    let cluster = Cluster::start(&Options { chunk_size: "65536", more, ..Options::on(s3) }).await;
+    let source = source(seed(), MORE_THAN_IS_KEPT, 1, 0);
     let id = cluster.api.begin(&into("trips"), source.csv.clone()).await;
     assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
     let import = cluster.api.done(&id).await;
     assert_succeeded(&import);
     assert_eq!(import["attempt"], 1);
     let chunks = cluster.api.all(&format!("/v1/imports/{id}/chunks"), 500).await;
-    assert_eq!(assert_tiles(&chunks, source.csv.len() as u64), 40_000);
+    assert_eq!(assert_tiles(&chunks, source.csv.len() as u64), MORE_THAN_IS_KEPT);
     cluster.database.assert_holds("trips", &[&source.csv]).await;
     let mut ranges = Vec::new();
     for worker in &cluster.workers {
-        let text = reqwest::get(format!("{}/metrics", worker.base)).await.unwrap().text().await.unwrap();
-        let series = "longshore_step_duration_seconds_count{step=\"scan_range\"} ";
-        let count = text.lines().find_map(|line| line.strip_prefix(series));
-        ranges.push(count.unwrap().parse::<u64>().unwrap());
+        ranges.push(figure(worker, "longshore_step_duration_seconds_count{step=\"scan_range\"}").await);
     }
     assert!(ranges.iter().filter(|count| **count > 0).count() >= 2, "ranges by worker: {ranges:?}");
     cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+async fn a_node_that_works_alone_reads_an_object_once(s3: S3Kind) {
+    let more = settings([("WORKERS", "1")]);
+    let cluster = Cluster::start(&Options { workers: 1, chunk_size: "1000000", more, ..Options::on(s3) }).await;
+    let source = source(seed(), MORE_THAN_IS_KEPT, 1, 0);
+    let mut request = into("trips");
+    request["columns"] = columns();
+    let id = cluster.api.begin(&request, source.csv.clone()).await;
+    assert_eq!(cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await.0, 202);
+    assert_succeeded(&cluster.api.done(&id).await);
+    cluster.database.assert_holds("trips", &[&source.csv]).await;
+    assert_eq!(figure(&cluster.workers[0], "longshore_fetched_bytes_total").await, source.csv.len() as u64);
     cluster.assert_clean_logs();
 }
 

@@ -67,7 +67,8 @@ pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Rec
         Outcome::NotOurs | Outcome::HandBack => None,
     };
     if let Some(outcome) = report
-        && let Err(error) = services.bus.report(&ChunkReport { job, outcome }).await
+        && let worker = Some(services.settings.name.clone())
+        && let Err(error) = services.bus.report(&ChunkReport { job, outcome, worker }).await
     {
         error.count();
         tracing::debug!(%error, "report not sent; the owner finds the chunk in the database");
@@ -166,10 +167,16 @@ async fn load(
     chunk: NewChunk,
     patience: &Patience,
 ) -> Result<Outcome, Gave<Problem>> {
-    let fetched = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, patience)).await?;
-    let Some(bytes) = fetched else { return Ok(Outcome::LookAgain) };
+    let bytes = match services.kept.take(&job, &chunk, etag) {
+        Some(bytes) => bytes,
+        None => {
+            let fetched = timed(Step::Fetch, fetch(services, &record.object_key, etag, &chunk, patience)).await?;
+            let Some(bytes) = fetched else { return Ok(Outcome::LookAgain) };
+            metrics().bytes_fetched(bytes.len() as u64);
+            bytes
+        }
+    };
     failpoint::pass("chunk.got");
-    metrics().bytes_fetched(bytes.len() as u64);
     let source =
         Arc::new(ChunkSource { plan: plan.clone(), bytes, chunk: chunk.clone(), work: tracing::Span::current() });
     let lookup = ChunkLookup(Arc::clone(&source));

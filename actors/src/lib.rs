@@ -19,12 +19,13 @@
 //!
 //! - [`services`], [`patience`]: what actors work with, and how they wait for it.
 //! - [`node`], [`intake`], [`sweep`], [`registrar`]: from hints to owned imports.
-//! - [`import`], [`owner`], `planner`, `scan`, `ranges`, `text`, `lookup`, [`status`]: the life of an import.
+//! - [`import`], [`owner`], `planner`, `scan`, [`kept`], `ranges`, `text`, `lookup`, [`status`]: the life of an import.
 //! - [`pool`], `chunk`: chunks.
 
 mod chunk;
 pub mod import;
 pub mod intake;
+pub mod kept;
 mod lookup;
 pub mod node;
 mod off_thread;
@@ -40,5 +41,6 @@ pub mod status;
 pub mod sweep;
 mod text;
 
+pub use kept::Kept;
 pub use node::Node;
 pub use services::{NodeSettings, Running, Services};

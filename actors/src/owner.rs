@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use chrono::Utc;
 use futures::stream::{self, Stream, StreamExt};
 use ractor::{Actor, ActorRef};
@@ -28,6 +29,7 @@ use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{AttemptReason, QueueName, Step as StepName, metrics, timed};
 
 use crate::chunk::object_problem;
+use crate::kept::Share;
 use crate::lookup::ObjectLookup;
 use crate::patience::{Gave, Patience, patiently};
 use crate::planner::{self, destination_problem, problem};
@@ -80,6 +82,8 @@ pub struct Owner {
     record: ImportRecord,
     /// Ends when the lease is lost or the node stops.
     patience: Patience,
+    /// The object's first bytes, from the plan to the scan.
+    head: Bytes,
 }
 
 impl Owner {
@@ -87,7 +91,7 @@ impl Owner {
     #[must_use]
     pub fn new(services: Services, record: ImportRecord, stop: CancellationToken) -> Self {
         let patience = Patience::new(stop, services.settings.patience);
-        Self { services, record, patience }
+        Self { services, record, patience, head: Bytes::new() }
     }
 
     /// Moves the import on to its end, or until the lease is lost.
@@ -219,7 +223,8 @@ impl Owner {
             self.change(Change::Plan).await?;
         }
         failpoint::pass("plan.before");
-        let plan = timed(StepName::Plan, planner::plan(&self.services, &self.record, &self.patience)).await?;
+        let planned = timed(StepName::Plan, planner::plan(&self.services, &self.record, &self.patience)).await?;
+        let (plan, head) = planned;
         let (id, epoch) = (self.record.id, self.record.epoch);
         let database = &self.services.database;
         failpoint::pass("plan.made");
@@ -230,6 +235,7 @@ impl Owner {
         }
         failpoint::pass("plan.after");
         self.record.plan = Some(plan);
+        self.head = head;
         Ok(())
     }
 
@@ -516,6 +522,8 @@ struct Run {
     status: ActorRef<StatusMessage>,
     chunks_total: u64,
     rejected: u64,
+    /// What of the object is kept for this node's workers.
+    share: Option<Arc<Share>>,
 }
 
 impl Run {
@@ -559,8 +567,13 @@ impl Run {
         let (out, scan) = mpsc::channel(SCAN_AHEAD);
         let scan_patience = owner.patience.child();
         let scan_done = owner.record.scan_done;
+        let head = std::mem::take(&mut owner.head);
+        let mut share = None;
         if !scan_done {
             let (key, etag, size) = planner::source(&owner.record)?;
+            if !plan.format.is_decoded() {
+                share = owner.services.kept.share(id, attempt, etag, size);
+            }
             let scan = Scan {
                 key: key.to_owned(),
                 etag: etag.to_owned(),
@@ -570,11 +583,13 @@ impl Run {
                 after: chunks.last().map(|chunk| chunk.planned.clone()),
                 counted: chunks.iter().map(|chunk| chunk.planned.object_bytes()).sum(),
                 ticket: owner.ticket(),
+                head,
+                share: share.clone(),
             };
             tokio::spawn(scan.run(owner.services.clone(), out, scan_patience.clone()).in_current_span());
         }
         let chunks_total = chunks.len() as u64;
-        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected: committed.rejected })
+        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected: committed.rejected, share })
     }
 
     /// Until every chunk is committed.
@@ -591,7 +606,10 @@ impl Run {
                 _ = tick.tick() => self.look(owner).await?,
                 Some(report) = reports.next() => match report.outcome {
                     _ if report.job.attempt != owner.record.attempt => {}
-                    ChunkOutcome::Finished(tally) => self.finished(owner, report.job.chunk, tally)?,
+                    ChunkOutcome::Finished(tally) => {
+                        self.see_worker(owner, report.worker.as_deref());
+                        self.finished(owner, report.job.chunk, tally)?;
+                    }
                     ChunkOutcome::Changed => {
                         self.look(owner).await?;
                         self.check_staged(owner).await?;
@@ -670,7 +688,19 @@ impl Run {
         }
     }
 
+    /// A worker of another node, or of a version that does not say who it is.
+    fn see_worker(&self, owner: &Owner, worker: Option<&str>) {
+        if let Some(share) = &self.share
+            && worker != Some(owner.services.settings.name.as_str())
+        {
+            share.tell_of_others();
+        }
+    }
+
     fn finished(&mut self, owner: &Owner, chunk: ChunkIndex, tally: Tally) -> Step<()> {
+        if let Some(share) = &self.share {
+            share.forget(chunk);
+        }
         if !self.window.is_in_flight(chunk) || !self.window.finish(chunk) {
             return Ok(());
         }

@@ -32,7 +32,7 @@ const SAMPLE_FURTHER: u64 = 128 * 1024;
 /// Chunks of a file are at least this large, in bytes, where the size is ours to choose.
 const SMALLEST_CHUNK: u64 = 1024 * 1024;
 /// And at most this large: memory is bounded by chunk size times workers.
-const LARGEST_CHUNK: u64 = 8 * 1024 * 1024;
+pub const LARGEST_CHUNK: u64 = 8 * 1024 * 1024;
 /// A small file is cut into about this many chunks, so that several workers share it.
 const CHUNKS_OF_A_SMALL_FILE: u64 = 8;
 
@@ -41,11 +41,15 @@ pub fn chunk_size(given: Option<u64>, file: u64) -> u64 {
     given.unwrap_or_else(|| (file / CHUNKS_OF_A_SMALL_FILE).clamp(SMALLEST_CHUNK, LARGEST_CHUNK)).max(1)
 }
 
-/// Looks at the object, the destination and the columns.
+/// Looks at the object, the destination and the columns; the plan, and the object's first bytes.
 ///
 /// # Errors
 /// [`Gave::Up`] with the problem that fails the import.
-pub async fn plan(services: &Services, record: &ImportRecord, patience: &Patience) -> Result<LoadPlan, Gave<Problem>> {
+pub async fn plan(
+    services: &Services,
+    record: &ImportRecord,
+    patience: &Patience,
+) -> Result<(LoadPlan, Bytes), Gave<Problem>> {
     let (key, etag, size) = source(record)?;
     let head = patiently(patience, "look at the object", || services.objects.head(key)).await;
     let head = head.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
@@ -72,7 +76,7 @@ pub async fn plan(services: &Services, record: &ImportRecord, patience: &Patienc
     metrics().bytes_fetched(sample.len() as u64);
 
     let request = &record.request;
-    let mut head = look(sample, size <= SAMPLE, &request.format).await?;
+    let mut head = look(sample.clone(), size <= SAMPLE, &request.format).await?;
 
     let table = &request.destination.table;
     let existing = patiently(patience, "describe the destination", || services.destination.describe(table)).await;
@@ -86,7 +90,7 @@ pub async fn plan(services: &Services, record: &ImportRecord, patience: &Patienc
     let target = if existing.is_some() { Target::ExistingTable } else { Target::NewTable };
     let mut plan = mapped.into_plan(head, table.clone(), target);
     apply_wider_types(&mut plan, &record.widened);
-    Ok(plan)
+    Ok((plan, sample))
 }
 
 /// Joins the types of samples from all over the file: what the first bytes do not show costs a whole attempt later.

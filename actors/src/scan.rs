@@ -1,12 +1,17 @@
-//! The scan: streams once through the object with the exact state machine and hands over chunks as it finds them, so that
-//! workers start while it still reads; a large object is scanned range by range on all nodes first ([`crate::ranges`]). Run by the
-//! import's owner as a task; the channel between them is bounded, so the scan never runs far ahead of what is stored.
+//! The scan: goes once through the object with the exact state machine and hands over chunks as it finds them, so that
+//! workers start while it still reads. What it read is kept for this node's workers ([`crate::kept`]) as long as they are the
+//! only ones known; where others work on a large object too, its rest is scanned range by range on all nodes ([`crate::ranges`]).
+//! Run by the import's owner as a task; the channel between them is bounded, so the scan never runs far ahead of what is stored.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
-use longshore_domain::{ByteOffset, ChunkIndex, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
+use longshore_domain::{ByteOffset, ByteRange, ChunkIndex, LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
 use longshore_parse::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
 use longshore_storage::database::{NewChunk, TextPart};
 use longshore_storage::destination::Ticket;
@@ -15,13 +20,22 @@ use longshore_storage::objects::text::{Decoding, TextError, TextReader};
 use longshore_telemetry::{Step, metrics, timed};
 
 use crate::chunk::object_problem;
+use crate::kept::Share;
 use crate::patience::{Gave, Patience, patiently};
+use crate::planner::problem;
 use crate::ranges::{Ranges, dialect};
 use crate::services::Services;
 use crate::text::{Pending, Spool};
 
 /// Batches that may wait to be stored.
 pub const SCAN_AHEAD: usize = 8;
+
+/// Of an object whose chunks are kept, at least and at most so many bytes are read at once.
+const SMALLEST_PIECE: u64 = 1024 * 1024;
+const LARGEST_PIECE: u64 = 8 * 1024 * 1024;
+
+/// The planner is fed so many bytes at once.
+const FED_AT_ONCE: usize = 1024 * 1024;
 
 /// What the scan says.
 #[derive(Debug)]
@@ -55,6 +69,10 @@ pub struct Scan {
     pub counted: u64,
     /// Whose scan it is.
     pub ticket: Ticket,
+    /// The object's first bytes, where they are known already.
+    pub head: Bytes,
+    /// Where chunks are kept for this node's workers, where there is room.
+    pub share: Option<Arc<Share>>,
 }
 
 impl Scan {
@@ -79,9 +97,16 @@ impl Scan {
         self.after.as_ref().map_or(ChunkIndex(0), |last| last.chunk.next())
     }
 
-    fn planner(&self) -> Result<ChunkPlanner, Gave<Problem>> {
-        let dialect = dialect(&self.plan).map_err(Gave::Up)?;
-        Ok(ChunkPlanner::new(dialect, self.start(), self.chunk_size, Limits::default()))
+    /// Cuts from where the scan begins; `whole`: with the bytes of the chunks.
+    fn cut(&self, whole: bool) -> Result<Cut, Gave<Problem>> {
+        let (dialect, start) = (dialect(&self.plan).map_err(Gave::Up)?, self.start());
+        Ok(Cut {
+            planner: ChunkPlanner::new(dialect, start, self.chunk_size, Limits::default()),
+            pending: whole.then(Pending::default),
+            next: self.first_chunk(),
+            known: start.chunk_start.0,
+            fed: start.offset.0,
+        })
     }
 
     /// Scans to the end, telling `out` of every chunk.
@@ -110,38 +135,139 @@ impl Scan {
         out: &mpsc::Sender<ScanMessage>,
         patience: &Patience,
     ) -> Result<ScanMessage, Gave<Problem>> {
-        let mut next = self.first_chunk();
-        let mut planner = self.planner()?;
-        Ranges::new(self, services, patience).run(&mut planner, &mut next, out).await?;
-        let mut position = planner.offset().0;
-        let mut found = Vec::new();
-        while position < self.size {
-            let open = || services.objects.read_from(&self.key, position, self.size, &self.etag);
-            let opened = patiently(patience, "scan the object", open).await;
-            let mut blocks = opened.map_err(|gave| crate::planner::problem(gave, |error| object_problem(&error)))?;
-            loop {
-                let block: Bytes = tokio::select! {
-                    biased;
-                    () = patience.stopped() => return Err(Gave::Stopped),
-                    block = blocks.try_next() => match block {
-                        Ok(Some(block)) => block,
-                        Ok(None) => break,
-                        Err(error) => {
-                            error.count();
-                            tracing::warn!(%error, position, "the scan was cut off; going on where it was");
-                            break;
-                        }
-                    },
-                };
-                // Blocks are what the network brings, some tens of KiB: well under a millisecond each.
-                planner.feed(&block, &mut found);
-                metrics().bytes_fetched(block.len() as u64);
-                position += block.len() as u64;
-                tell(&mut found, &mut next, out).await?;
+        let mut cut = self.cut(self.share.is_some())?;
+        if cut.known == 0 {
+            self.feed(&mut cut, &self.head, out, patience).await?;
+        }
+        let mut asked = false;
+        while cut.known < self.size {
+            if !asked && self.is_shared() {
+                asked = true;
+                Ranges::new(self, services, patience).run(&mut cut.planner, &mut cut.next, out).await?;
+                cut.go_on_behind();
+            } else if self.share.is_some() {
+                self.read_and_keep(&mut cut, asked, services, out, patience).await?;
+            } else {
+                self.read(&mut cut, services, out, patience).await?;
             }
         }
-        planner.finish(&mut found);
-        Ok(ScanMessage::Planned { chunks: number(&mut found, &mut next), end: true })
+        let chunks = self.keep(cut.finish(), out, patience).await?;
+        Ok(ScanMessage::Planned { chunks, end: true })
+    }
+
+    /// Whether others may take part: they are known to, or nobody looks.
+    fn is_shared(&self) -> bool {
+        self.share.as_ref().is_none_or(|share| share.knows_of_others())
+    }
+
+    /// Reads on until the end, or until the stream breaks.
+    async fn read(
+        &self,
+        cut: &mut Cut,
+        services: &Services,
+        out: &mpsc::Sender<ScanMessage>,
+        patience: &Patience,
+    ) -> Result<(), Gave<Problem>> {
+        let position = cut.known;
+        let open = || services.objects.read_from(&self.key, position, self.size, &self.etag);
+        let opened = patiently(patience, "scan the object", open).await;
+        let mut blocks = opened.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+        loop {
+            let block: Bytes = tokio::select! {
+                biased;
+                () = patience.stopped() => return Err(Gave::Stopped),
+                block = blocks.try_next() => match block {
+                    Ok(Some(block)) => block,
+                    Ok(None) => return Ok(()),
+                    Err(error) => {
+                        error.count();
+                        tracing::warn!(%error, position = cut.known, "the scan was cut off; going on where it was");
+                        return Ok(());
+                    }
+                },
+            };
+            metrics().bytes_fetched(block.len() as u64);
+            self.feed(cut, &block, out, patience).await?;
+        }
+    }
+
+    /// Reads on piece by piece, the next one while the last is scanned, until the end, or until others are found to help who
+    /// were not `asked` yet. No request stays open while the scan waits for room.
+    async fn read_and_keep(
+        &self,
+        cut: &mut Cut,
+        asked: bool,
+        services: &Services,
+        out: &mpsc::Sender<ScanMessage>,
+        patience: &Patience,
+    ) -> Result<(), Gave<Problem>> {
+        let piece = self.chunk_size.clamp(SMALLEST_PIECE, LARGEST_PIECE);
+        let read = |from: u64| {
+            let range = ByteRange::new(from, self.size.min((from / piece + 1) * piece));
+            let (objects, patience) = (Arc::clone(&services.objects), patience.clone());
+            let (key, etag) = (self.key.clone(), self.etag.clone());
+            let read =
+                async move { patiently(&patience, "scan the object", || objects.get_range(&key, range, &etag)).await };
+            AbortOnDropHandle::new(tokio::spawn(read.in_current_span()))
+        };
+        let mut reading = Some(read(cut.known));
+        while let Some(read_before) = reading.take() {
+            let block = read_before.await.map_err(|error| {
+                Gave::Up(Problem::new(ProblemKind::Internal, format!("reading a piece of the object failed: {error}")))
+            })?;
+            let block = block.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
+            metrics().bytes_fetched(block.len() as u64);
+            let end = cut.known + block.len() as u64;
+            reading = (end < self.size).then(|| read(end));
+            self.feed(cut, &block, out, patience).await?;
+            if !asked && self.is_shared() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts the next block of a plain file, and tells of what is found.
+    async fn feed(
+        &self,
+        cut: &mut Cut,
+        block: &Bytes,
+        out: &mpsc::Sender<ScanMessage>,
+        patience: &Patience,
+    ) -> Result<(), Gave<Problem>> {
+        for start in (0..block.len()).step_by(FED_AT_ONCE) {
+            let part = block.slice(start..block.len().min(start + FED_AT_ONCE));
+            let found = cut.feed(cut.known, part, 0);
+            let chunks = self.keep(found, out, patience).await?;
+            send(chunks, out).await?;
+            // Half a millisecond each.
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Keeps chunks for this node's workers; those that nobody was told of yet.
+    async fn keep(
+        &self,
+        found: Vec<Piece>,
+        out: &mpsc::Sender<ScanMessage>,
+        patience: &Patience,
+    ) -> Result<Vec<NewChunk>, Gave<Problem>> {
+        let mut untold = Vec::with_capacity(found.len());
+        for Piece { chunk, bytes, .. } in found {
+            if let Some(share) = &self.share
+                && !chunk.oversized
+                && bytes.len() as u64 == chunk.range.len()
+            {
+                if !share.has_room(&bytes) {
+                    // Room is made by those who take what they were told of.
+                    send(std::mem::take(&mut untold), out).await?;
+                }
+                share.keep(&chunk, bytes.into(), patience).await?;
+            }
+            untold.push(chunk);
+        }
+        Ok(untold)
     }
 
     /// The same for text that is decoded on the way: what was cut is put into the storage before anybody is told of it.
@@ -154,18 +280,12 @@ impl Scan {
         patience: &Patience,
     ) -> Result<ScanMessage, Gave<Problem>> {
         let Ticket { import, attempt, epoch } = self.ticket;
-        let mut cut = Cut {
-            planner: self.planner()?,
-            pending: Pending::default(),
-            spool: Spool::new(TextPart { import, attempt, epoch, part: 0 }, self.counted),
-            next: self.first_chunk(),
-            known: self.start().chunk_start.0,
-            fed: self.start().offset.0,
-        };
+        let mut cut = self.cut(true)?;
+        let mut spool = Spool::new(TextPart { import, attempt, epoch, part: 0 }, self.counted);
         'open: loop {
             let open = || services.objects.read_from(&self.key, 0, self.size, &self.etag);
             let opened = patiently(patience, "scan the object", open).await;
-            let blocks = opened.map_err(|gave| crate::planner::problem(gave, |error| object_problem(&error)))?;
+            let blocks = opened.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
             let mut reader = TextReader::new(blocks, Decoding::of(&self.plan.format));
             let mut position = 0;
             loop {
@@ -190,40 +310,51 @@ impl Scan {
                 }
                 let at = position;
                 position += text.len() as u64;
-                cut.feed(at, text.into(), reader.consumed());
-                if cut.spool.is_full() {
-                    let chunks = cut.spool.put(services, patience).await?;
-                    out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)?;
+                spool.extend(cut.feed(at, text.into(), reader.consumed()));
+                if spool.is_full() {
+                    send(spool.put(services, patience).await?, out).await?;
                 }
             }
         }
         metrics().bytes_fetched(self.size);
-        let mut spool = cut.finish(self.size);
+        spool.extend(cut.finish());
+        spool.close(self.size);
         let chunks = spool.put(services, patience).await?;
         Ok(ScanMessage::Planned { chunks, end: true })
     }
 }
 
-/// Cuts decoded text.
+/// Cuts what it is fed into chunks.
 struct Cut {
     planner: ChunkPlanner,
-    pending: Pending,
-    spool: Spool,
+    /// What may belong to chunks that are not cut yet; `None` where nobody wants their bytes.
+    pending: Option<Pending>,
     next: ChunkIndex,
-    /// The place in the text behind what was taken up: where chunks begin, header included.
+    /// The place behind what was taken up: where chunks begin, header included.
     known: u64,
     /// The place behind what the planner was fed.
     fed: u64,
 }
 
+/// A chunk that was cut.
+pub(crate) struct Piece {
+    pub(crate) chunk: NewChunk,
+    /// Its bytes; of an oversized one the beginning. Fewer than its range where they were not wanted, or not seen.
+    pub(crate) bytes: Vec<u8>,
+    /// What of the object was needed up to its end.
+    pub(crate) consumed: u64,
+}
+
 impl Cut {
-    /// Takes up what is new of a block of text that begins at `at`.
-    fn feed(&mut self, at: u64, block: Bytes, consumed: u64) {
+    /// Takes up what is new of a block that begins at `at`; `consumed` bytes of the object gave all up to its end.
+    fn feed(&mut self, at: u64, block: Bytes, consumed: u64) -> Vec<Piece> {
         let end = at + block.len() as u64;
         let behind = |place: u64| block.slice((place.clamp(at, end) - at) as usize..);
         let (new, fed) = (behind(self.known), behind(self.fed));
         if !new.is_empty() {
-            self.pending.push(end - new.len() as u64, new, consumed);
+            if let Some(pending) = &mut self.pending {
+                pending.push(end - new.len() as u64, new, consumed);
+            }
             self.known = end;
         }
         let mut found = Vec::new();
@@ -231,27 +362,43 @@ impl Cut {
             self.planner.feed(&fed, &mut found);
             self.fed = end;
         }
-        self.cut(&mut found);
+        let pieces = self.pieces(&mut found);
         let growing = self.planner.growing_from().0;
-        if self.fed > growing && self.fed - growing > Limits::default().max_record {
-            self.pending.forget_behind(growing);
+        if let Some(pending) = &mut self.pending
+            && self.fed > growing
+            && self.fed - growing > Limits::default().max_record
+        {
+            pending.forget_behind(growing);
+        }
+        pieces
+    }
+
+    fn pieces(&mut self, found: &mut Vec<PlannedChunk>) -> Vec<Piece> {
+        let chunks = number(found, &mut self.next).into_iter();
+        chunks
+            .map(|chunk| {
+                let pending = self.pending.as_mut();
+                let taken = pending.map(|pending| pending.take(chunk.range, chunk.oversized));
+                let (bytes, consumed) = taken.unwrap_or_default();
+                Piece { chunk, bytes, consumed }
+            })
+            .collect()
+    }
+
+    /// The planner was moved on: what it passed over was not seen here.
+    fn go_on_behind(&mut self) {
+        let offset = self.planner.offset().0;
+        if offset > self.fed {
+            (self.known, self.fed) = (offset, offset);
+            self.pending = self.pending.take().map(|_| Pending::default());
         }
     }
 
-    fn cut(&mut self, found: &mut Vec<PlannedChunk>) {
-        for chunk in number(found, &mut self.next) {
-            let (text, consumed) = self.pending.take(chunk.range, chunk.oversized);
-            self.spool.add(chunk, &text, consumed);
-        }
-    }
-
-    /// The text has ended.
-    fn finish(mut self, size: u64) -> Spool {
+    /// The file has ended.
+    fn finish(&mut self) -> Vec<Piece> {
         let mut found = Vec::new();
         self.planner.clone().finish(&mut found);
-        self.cut(&mut found);
-        self.spool.close(size);
-        self.spool
+        self.pieces(&mut found)
     }
 }
 
@@ -261,10 +408,13 @@ pub(crate) async fn tell(
     next: &mut ChunkIndex,
     out: &mpsc::Sender<ScanMessage>,
 ) -> Result<(), Gave<Problem>> {
-    if found.is_empty() {
+    send(number(found, next), out).await
+}
+
+async fn send(chunks: Vec<NewChunk>, out: &mpsc::Sender<ScanMessage>) -> Result<(), Gave<Problem>> {
+    if chunks.is_empty() {
         return Ok(());
     }
-    let chunks = number(found, next);
     out.send(ScanMessage::Planned { chunks, end: false }).await.map_err(|_| Gave::Stopped)
 }
 

@@ -12,6 +12,8 @@ use longshore_storage::database::Control;
 use longshore_storage::destination::Destination;
 use longshore_storage::objects::ObjectStore;
 
+use crate::kept::Kept;
+
 /// The dependencies of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Services {
@@ -27,6 +29,8 @@ pub struct Services {
     pub settings: NodeSettings,
     /// What runs on this node, for a stop that waits for it.
     pub running: Running,
+    /// Chunks that this node's scans have read.
+    pub kept: Kept,
 }
 
 /// What a node does that must not be cut off without a word: owned imports, whose leases are let go, and chunks, which are

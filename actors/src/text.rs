@@ -17,6 +17,7 @@ use longshore_storage::start::decoded_text_key;
 use crate::chunk::{OVERSIZED_SAMPLE, object_problem};
 use crate::patience::{Gave, Patience, patiently};
 use crate::planner::problem;
+use crate::scan::Piece;
 use crate::services::Services;
 
 /// A part is put once it has so many bytes, or so many chunks.
@@ -100,8 +101,15 @@ impl Spool {
         Self { next: first, text: Vec::new(), chunks: Vec::new(), counted }
     }
 
+    /// Adds what was cut.
+    pub(crate) fn extend(&mut self, pieces: Vec<Piece>) {
+        for piece in pieces {
+            self.add(piece.chunk, &piece.bytes, piece.consumed);
+        }
+    }
+
     /// Adds a chunk. `consumed`: what of the object was needed up to its end.
-    pub fn add(&mut self, chunk: NewChunk, text: &[u8], consumed: u64) {
+    fn add(&mut self, chunk: NewChunk, text: &[u8], consumed: u64) {
         let start = self.text.len() as u64;
         self.text.extend_from_slice(text);
         let object_bytes = consumed.saturating_sub(self.counted);

@@ -22,7 +22,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_actors::{Node, NodeSettings, Running, Services};
+use longshore_actors::{Kept, Node, NodeSettings, Running, Services};
 use longshore_domain::{ImportId, ImportState};
 use rand::RngExt as _;
 use tokio::time::Instant;
@@ -88,6 +88,8 @@ async fn start_node(world: &Arc<World>, node: usize, life: u32) {
         sweep_interval: Duration::from_secs(30),
         patience: Duration::from_secs(900),
     };
+    // A few chunks: scans wait for workers.
+    let kept = Kept::new(5 * settings.chunk_size.unwrap_or(0));
     let services = Services {
         database: Arc::new(SimControl(link.clone())),
         objects: Arc::new(SimObjects(link.clone())),
@@ -95,6 +97,7 @@ async fn start_node(world: &Arc<World>, node: usize, life: u32) {
         destination: Arc::new(SimDestination(link)),
         settings,
         running: Running::default(),
+        kept,
     };
     // Its first call may be the one that it dies in: nobody waits for it.
     tokio::spawn(async move {

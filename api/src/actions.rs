@@ -165,7 +165,7 @@ async fn tell_owner(state: &ApiState, record: &ImportRecord) {
     let bus = &state.bus;
     let import = record.id;
     let job = ChunkJob { import, attempt: record.attempt, epoch: record.epoch, chunk: ChunkIndex(0) };
-    let report = ChunkReport { job, outcome: ChunkOutcome::Changed };
+    let report = ChunkReport { job, outcome: ChunkOutcome::Changed, worker: None };
     let told = async {
         bus.report(&report).await?;
         bus.changed(import).await?;

@@ -120,6 +120,7 @@ pub async fn wire(settings: &Settings, start: &Start) -> Result<Wired> {
         sweep_interval: settings.sweep_interval,
         patience: settings.patience,
     };
+    let kept = longshore_actors::Kept::of(&node);
     let services = Services {
         database: Arc::new(database.clone()),
         objects,
@@ -127,6 +128,7 @@ pub async fn wire(settings: &Settings, start: &Start) -> Result<Wired> {
         destination,
         settings: node,
         running: Running::default(),
+        kept,
     };
     Ok(Wired { services, database, destination_file, embedded, _lock: lock })
 }

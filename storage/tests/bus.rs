@@ -279,6 +279,7 @@ async fn reports_reach_the_listeners_of_their_import(bus: Arc<dyn Bus>) {
     let report = |import, chunk| ChunkReport {
         job: ChunkJob { import, ..job(chunk) },
         outcome: ChunkOutcome::Finished(Tally { rows: 3, rejected: 1, bytes: 20, chunks: 1 }),
+        worker: Some("a".to_owned()),
     };
     bus.report(&report(mine, 0)).await.unwrap();
     let mut first = bus.reports(mine).await.unwrap();

@@ -60,6 +60,9 @@ pub struct ChunkReport {
     pub job: ChunkJob,
     /// What became of it.
     pub outcome: ChunkOutcome,
+    /// The name of the worker's process, where one says so.
+    #[serde(default)]
+    pub worker: Option<String>,
 }
 
 /// What became of a chunk job.
