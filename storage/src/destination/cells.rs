@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use polars_core::prelude::{BinaryType, BooleanType, PolarsDataType, StringType};
+use polars_core::prelude::{BinaryType, BooleanType, PlSmallStr, PolarsDataType, StringChunkedBuilder, StringType};
 use polars_core::utils::arrow::array::Array as _;
 use polars_core::utils::arrow::bitmap::Bitmap;
 
@@ -131,22 +131,32 @@ impl<'a> Column<'a> {
     }
 }
 
+/// Digits, with zeros before them where there are fewer than `width`.
+fn write_digits(out: &mut String, value: impl itoa::Integer, width: usize) {
+    let mut buffer = itoa::Buffer::new();
+    let digits = buffer.format(value);
+    for _ in digits.len()..width {
+        out.push('0');
+    }
+    out.push_str(digits);
+}
+
 /// A decimal with exactly `scale` digits behind the point.
 pub(super) fn write_decimal(out: &mut String, unscaled: i128, scale: u8) {
     if unscaled < 0 {
         out.push('-');
     }
     let magnitude = unscaled.unsigned_abs();
-    // A `String` takes every write. Most values fit 64 bits, which are written faster.
+    // Most values fit 64 bits, which are written faster.
     match (u64::try_from(magnitude), 10u64.checked_pow(scale.into())) {
-        (Ok(magnitude), Some(_)) if scale == 0 => {
-            let _ = write!(out, "{magnitude}");
-        }
+        (Ok(magnitude), Some(_)) if scale == 0 => write_digits(out, magnitude, 1),
         (Ok(magnitude), Some(unit)) => {
-            let _ = write!(out, "{}.{:0width$}", magnitude / unit, magnitude % unit, width = usize::from(scale));
+            write_digits(out, magnitude / unit, 1);
+            out.push('.');
+            write_digits(out, magnitude % unit, scale.into());
         }
         _ => {
-            let _ = write!(out, "{magnitude:0width$}", width = usize::from(scale) + 1);
+            write_digits(out, magnitude, usize::from(scale) + 1);
             if scale > 0 {
                 out.insert(out.len() - usize::from(scale), '.');
             }
@@ -170,23 +180,30 @@ pub(super) fn civil(days: i64) -> (i64, u32, u32) {
 /// `2013-01-01`. Years outside 0 to 9999 are written as ISO 8601's extended form, with a sign.
 pub(super) fn write_date(out: &mut String, days: i64) {
     let (year, month, day) = civil(days);
-    let sign = if year < 0 {
-        "-"
+    if year < 0 {
+        out.push('-');
     } else if year > 9999 {
-        "+"
-    } else {
-        ""
-    };
-    let _ = write!(out, "{sign}{:04}-{month:02}-{day:02}", year.unsigned_abs());
+        out.push('+');
+    }
+    write_digits(out, year.unsigned_abs(), 4);
+    out.push('-');
+    write_digits(out, month, 2);
+    out.push('-');
+    write_digits(out, day, 2);
 }
 
 /// `10:00:00`, with six more digits where the microseconds are not zero.
 pub(super) fn write_time(out: &mut String, micros: i64) {
     let seconds = micros.div_euclid(1_000_000);
-    let _ = write!(out, "{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    write_digits(out, seconds / 3600, 2);
+    out.push(':');
+    write_digits(out, seconds / 60 % 60, 2);
+    out.push(':');
+    write_digits(out, seconds % 60, 2);
     let fraction = micros.rem_euclid(1_000_000);
     if fraction != 0 {
-        let _ = write!(out, ".{fraction:06}");
+        out.push('.');
+        write_digits(out, fraction, 6);
     }
 }
 
@@ -210,27 +227,62 @@ pub(super) fn write_uuid(out: &mut String, bytes: &[u8]) {
     }
 }
 
-/// A cell in its canonical text, where it has one apart from what it is bound as; for values in rejects.
+/// A cell in its canonical text; for values in rejects, and for databases without types.
 pub(super) fn to_text(cell: Cell<'_>) -> Option<String> {
     let mut out = String::new();
+    write_text(&mut out, cell).then_some(out)
+}
+
+/// Writes a cell's canonical text; false: it has none, being null.
+pub(super) fn write_text(out: &mut String, cell: Cell<'_>) -> bool {
     match cell {
-        Cell::Null => return None,
+        Cell::Null => return false,
         Cell::Bool(value) => out.push_str(if value { "true" } else { "false" }),
-        Cell::Int32(value) => out = value.to_string(),
-        Cell::Int64(value) => out = value.to_string(),
-        Cell::Float64(value) => out = value.to_string(),
-        Cell::Decimal(unscaled, scale) => write_decimal(&mut out, unscaled, scale),
+        Cell::Int32(value) => write_digits(out, value, 1),
+        Cell::Int64(value) => write_digits(out, value, 1),
+        // A `String` takes every write.
+        Cell::Float64(value) => drop(write!(out, "{value}")),
+        Cell::Decimal(unscaled, scale) => write_decimal(out, unscaled, scale),
         Cell::Text(text) | Cell::Json(text) => out.push_str(text),
-        Cell::Date(days) => write_date(&mut out, days.into()),
-        Cell::Time(micros) => write_time(&mut out, micros),
-        Cell::Timestamp(micros) => write_timestamp(&mut out, micros),
+        Cell::Date(days) => write_date(out, days.into()),
+        Cell::Time(micros) => write_time(out, micros),
+        Cell::Timestamp(micros) => write_timestamp(out, micros),
         Cell::Timestamptz(micros) => {
-            write_timestamp(&mut out, micros);
+            write_timestamp(out, micros);
             out.push('Z');
         }
-        Cell::Uuid(bytes) => write_uuid(&mut out, bytes),
+        Cell::Uuid(bytes) => write_uuid(out, bytes),
     }
-    Some(out)
+    true
+}
+
+/// Turns a column of values that SQLite has no type for into their text. In one piece, as after [`rechunk`].
+pub(super) fn textual(values: &mut Values) {
+    if matches!(
+        values,
+        Values::Bool(_)
+            | Values::Int32(_)
+            | Values::Int64(_)
+            | Values::Float64(_)
+            | Values::Text(_)
+            | Values::Json(_)
+            | Values::Native(_)
+    ) {
+        return;
+    }
+    let rows = length(values);
+    let column = Column::of(values);
+    let mut texts = StringChunkedBuilder::new(PlSmallStr::EMPTY, rows);
+    let mut text = String::new();
+    for row in 0..rows {
+        text.clear();
+        if write_text(&mut text, column.cell(row)) {
+            texts.append_value(&text);
+        } else {
+            texts.append_null();
+        }
+    }
+    *values = Values::Text(texts.finish());
 }
 
 /// One cell of a column in its canonical text; the column stays as it is.

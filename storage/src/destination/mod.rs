@@ -142,11 +142,18 @@ impl ChunkRows for ParsedChunk {
     }
 }
 
-/// All of a chunk's rows in memory; reads on a thread of its own.
-async fn collect(rows: Arc<dyn ChunkRows>) -> Result<ParsedChunk, DestinationError> {
-    tokio::task::spawn_blocking(move || ParsedChunk::collect(|sink| rows.read(sink)).unwrap_or_default())
-        .await
-        .map_err(reader_failed)
+/// All of a chunk's rows in memory, each batch prepared; reads on a thread of its own.
+async fn collect(rows: Arc<dyn ChunkRows>, prepare: fn(&mut Batch)) -> Result<ParsedChunk, DestinationError> {
+    let read = move || {
+        let read = |sink: &mut dyn FnMut(Batch) -> bool| {
+            rows.read(&mut |mut batch| {
+                prepare(&mut batch);
+                sink(batch)
+            })
+        };
+        ParsedChunk::collect(read).unwrap_or_default()
+    };
+    tokio::task::spawn_blocking(read).await.map_err(reader_failed)
 }
 
 fn reader_failed(error: tokio::task::JoinError) -> DestinationError {

@@ -66,7 +66,7 @@ pub(super) async fn write_chunk(
         Tried::Written(written) => return Ok(written),
         Tried::Refused(error) => error,
     };
-    let held = Held { parsed: collect(rows).await?, refused };
+    let held = Held { parsed: collect(rows, cells::rechunk).await?, refused };
     match write(pool, ticket, chunk, plan, Rows::Held(held), lookup).await? {
         Tried::Written(written) => Ok(written),
         Tried::Refused(error) => Err(failure(error)),
@@ -384,12 +384,11 @@ impl<'a> Copy<'a> {
     async fn around_bad(&mut self, session: &mut Session, held: Held) -> Result<(ChunkEnd, Extent), DestinationError> {
         let Held { parsed, refused } = held;
         let extent = check_chunk(self.plan, &parsed)?;
-        let ParsedChunk { rows, mut batches, rejects, widenings } = parsed;
+        let ParsedChunk { rows, batches, rejects, widenings } = parsed;
         let end = ChunkEnd { rows, rejects, widenings };
         if !end.widenings.is_empty() {
             return Ok((end, extent));
         }
-        batches.iter_mut().for_each(cells::rechunk);
         let batches = Arc::new(batches);
         let total: usize = batches.iter().map(|batch| batch.rows).sum();
         let (mut start, mut block) = (0, total);

@@ -154,7 +154,7 @@ impl Destination for SqliteDestination {
         _lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
         // There is one writer: chunks are read beside it, not while it waits.
-        let mut parsed = super::collect(rows).await?;
+        let mut parsed = super::collect(rows, write::prepare).await?;
         if !parsed.widenings.is_empty() {
             return Ok(Written::Widen(std::mem::take(&mut parsed.widenings)));
         }
@@ -166,7 +166,7 @@ impl Destination for SqliteDestination {
             .write(
                 Class::Bulk,
                 move |connection| {
-                    let written = write::write_chunk(connection, ticket, chunk, &plan, extent, parsed)?;
+                    let written = write::write_chunk(connection, ticket, chunk, &plan, extent, &parsed)?;
                     failpoint::pass("chunk.copied");
                     failpoint::pass("chunk.commit.before");
                     Ok(written)

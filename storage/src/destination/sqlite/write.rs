@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, Statement, params};
 use longshore_domain::{
     Attempt, ChunkIndex, ImportId, LineNumber, LoadPlan, Reject, RejectReason, RowNumber, Tally, Target,
 };
-use longshore_parse::ParsedChunk;
+use longshore_parse::{Batch, ParsedChunk};
 
 use super::connection::failure;
 use super::fence::Fence;
@@ -16,14 +16,14 @@ use crate::destination::cells::{self, Cell, Column};
 use crate::destination::shape::Extent;
 use crate::destination::{DestinationError, LedgerRow, Ticket, Written, sql};
 
-/// Within a transaction, which the caller commits where the answer is `Committed`.
+/// Within a transaction, which the caller commits where the answer is `Committed`. Batches are [`prepare`]d.
 pub(super) fn write_chunk(
     connection: &Connection,
     ticket: Ticket,
     chunk: ChunkIndex,
     plan: &LoadPlan,
     extent: Extent,
-    mut parsed: ParsedChunk,
+    parsed: &ParsedChunk,
 ) -> Result<Written, DestinationError> {
     if let Some(row) = committed(connection, ticket, chunk)? {
         return Ok(Written::Committed(Tally { rows: row.rows, rejected: row.rejected, ..Tally::default() }));
@@ -37,7 +37,7 @@ pub(super) fn write_chunk(
     if !staging::exists(connection, &name)? {
         return Err(staging::lost(&name));
     }
-    insert_rows(connection, plan, &name, &mut parsed)?;
+    insert_rows(connection, plan, &name, parsed)?;
     insert_rejects(connection, ticket, false, &parsed.rejects)?;
     let rejected = parsed.rejects.len() as u64;
     connection
@@ -60,7 +60,7 @@ fn insert_rows(
     connection: &Connection,
     plan: &LoadPlan,
     name: &str,
-    parsed: &mut ParsedChunk,
+    parsed: &ParsedChunk,
 ) -> Result<(), DestinationError> {
     let numbered = plan.target == Target::ExistingTable;
     let mut columns = sql::column_list(plan)?;
@@ -72,13 +72,11 @@ fn insert_rows(
     let mut insert = connection
         .prepare(&format!("INSERT INTO main.{} ({columns}) VALUES ({places})", sql::identifier(name)?))
         .map_err(failure)?;
-    let mut scratch = String::new();
-    for batch in &mut parsed.batches {
-        cells::rechunk(batch);
+    for batch in &parsed.batches {
         let columns: Vec<Column<'_>> = batch.columns.iter().map(Column::of).collect();
         for row in 0..batch.rows {
             for (place, column) in columns.iter().enumerate() {
-                bind(&mut insert, place + 1, column.cell(row), &mut scratch).map_err(failure)?;
+                bind(&mut insert, place + 1, column.cell(row)).map_err(failure)?;
             }
             if numbered {
                 insert.raw_bind_parameter(width, batch.numbers.get(row) as i64).map_err(failure)?;
@@ -89,30 +87,28 @@ fn insert_rows(
     Ok(())
 }
 
+/// Makes of a batch what [`write_chunk`] binds: in one piece, and as text whatever SQLite has no type for. To be done before
+/// the writer is taken, of which there is one.
+pub(super) fn prepare(batch: &mut Batch) {
+    cells::rechunk(batch);
+    batch.columns.iter_mut().for_each(cells::textual);
+}
+
 /// Binds a cell as the contract's table has it. SQLite turns a bound NaN into NULL: it is bound as the text `NaN`, which a
 /// column with the affinity REAL keeps.
 #[inline]
-fn bind(insert: &mut Statement<'_>, place: usize, cell: Cell<'_>, scratch: &mut String) -> rusqlite::Result<()> {
-    scratch.clear();
+fn bind(insert: &mut Statement<'_>, place: usize, cell: Cell<'_>) -> rusqlite::Result<()> {
     match cell {
-        Cell::Null => return insert.raw_bind_parameter(place, Null),
-        Cell::Bool(value) => return insert.raw_bind_parameter(place, i64::from(value)),
-        Cell::Int32(value) => return insert.raw_bind_parameter(place, i64::from(value)),
-        Cell::Int64(value) => return insert.raw_bind_parameter(place, value),
-        Cell::Float64(value) if !value.is_nan() => return insert.raw_bind_parameter(place, value),
-        Cell::Float64(_) => scratch.push_str("NaN"),
-        Cell::Text(text) | Cell::Json(text) => return bind_text(insert, place, text),
-        Cell::Decimal(unscaled, scale) => cells::write_decimal(scratch, unscaled, scale),
-        Cell::Date(days) => cells::write_date(scratch, days.into()),
-        Cell::Time(micros) => cells::write_time(scratch, micros),
-        Cell::Timestamp(micros) => cells::write_timestamp(scratch, micros),
-        Cell::Timestamptz(micros) => {
-            cells::write_timestamp(scratch, micros);
-            scratch.push('Z');
-        }
-        Cell::Uuid(bytes) => cells::write_uuid(scratch, bytes),
+        Cell::Null => insert.raw_bind_parameter(place, Null),
+        Cell::Bool(value) => insert.raw_bind_parameter(place, i64::from(value)),
+        Cell::Int32(value) => insert.raw_bind_parameter(place, i64::from(value)),
+        Cell::Int64(value) => insert.raw_bind_parameter(place, value),
+        Cell::Float64(value) if !value.is_nan() => insert.raw_bind_parameter(place, value),
+        Cell::Float64(_) => bind_text(insert, place, "NaN"),
+        Cell::Text(text) | Cell::Json(text) => bind_text(insert, place, text),
+        // Made text by `prepare`.
+        cell => bind_text(insert, place, &cells::to_text(cell).unwrap_or_default()),
     }
-    bind_text(insert, place, scratch)
 }
 
 #[inline]
