@@ -364,7 +364,8 @@ def api(runs):
     if not shutil.which("wrk"):
         raise Failed("wrk is not installed")
     rates = {}
-    with Cluster() as cluster, tempfile.TemporaryDirectory() as folder:
+    # Nobody uploads what is created here: the sweep would look for it.
+    with Cluster(sweep_interval="1h") as cluster, tempfile.TemporaryDirectory() as folder:
         run(["pgbench", "-i", "-q", "-s", "10", peers.URL])
         sql("create table singles (id bigserial primary key, at timestamptz not null default now(), what text not null, body text not null)")
         singles, post = pathlib.Path(folder) / "singles.sql", pathlib.Path(folder) / "post.lua"
@@ -375,12 +376,12 @@ def api(runs):
         wanted = urllib.request.Request(imports, body.encode(), {"content-type": "application/json"})
         status = f"{imports}/{json.load(urllib.request.urlopen(wanted, timeout=10))['id']}"
         sides = {
-            "pgbench, INSERT": lambda: pgbench("-f", singles),
-            "create": lambda: wrk(imports, "-s", post),
             "pgbench -S": lambda: pgbench("-S"),
             "status": lambda: wrk(status),
-            "create, longshore load": lambda: cluster.load("--what", "create", "--count", 20_000, "--concurrency", 16)["per_second"],
             "status, longshore load": lambda: cluster.load("--what", "status", "--count", 40_000, "--concurrency", 16)["per_second"],
+            "pgbench, INSERT": lambda: pgbench("-f", singles),
+            "create": lambda: wrk(imports, "-s", post),
+            "create, longshore load": lambda: cluster.load("--what", "create", "--count", 5_000, "--concurrency", 16)["per_second"],
         }
         for _ in range(runs or 3):
             for side, measure in sides.items():

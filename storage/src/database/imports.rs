@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use sea_orm::sea_query::{Expr, ExprTrait};
-use sea_orm::{ActiveValue, ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ActiveValue, ColumnTrait, ConnectionTrait as _, DatabaseBackend, DbErr, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect, Statement,
+};
 
 use longshore_domain::{
     Attempt, ColumnType, CreateRequest, Epoch, Import, ImportId, ImportState, LoadPlan, Problem, Progress, ShownFormat,
@@ -235,25 +238,45 @@ pub(super) async fn find_all(connection: Connection, ids: Vec<ImportId>) -> Resu
     Ok(ids.iter().map(|id| found.get(&id.0).cloned()).collect())
 }
 
-/// Stores new imports; when each was made. By statements of a power of two of them, as above; they are all stored, or none where
-/// the error is the database's.
+/// What differs between imports that were just asked for.
+#[derive(serde::Serialize)]
+struct NewRow<'a> {
+    id: uuid::Uuid,
+    request: String,
+    table_name: String,
+    object_key: &'a str,
+    url_expires_ms: i64,
+}
+
+/// Rows as [`row_of`] makes them, of a JSON array of [`NewRow`]; for PostgreSQL. One statement for any number of them.
+const INSERT_ALL: &str = "\
+    INSERT INTO longshore_imports \
+        (id, version, state, attempt, epoch, lease_until_ms, request, table_name, object_key, url_expires_ms, \
+         created_ms, scan_done, bytes_done, rows_read, rows_rejected, chunks_total, chunks_done) \
+    SELECT id, 1, $3, 1, 0, 0, request, table_name, object_key, url_expires_ms, $2, false, 0, 0, 0, 0, 0 \
+    FROM json_to_recordset($1::text::json) \
+         AS new(id uuid, request text, table_name text, object_key text, url_expires_ms bigint)";
+
+/// Stores new imports in PostgreSQL; when each was made. They are all stored, or none where the error is the database's.
 pub(super) async fn insert_all(connection: Connection, new: Vec<NewImport>) -> Result<Vec<i64>, DbErr> {
     let now = connection.clock().await?;
-    let rows = new.iter().map(|new| row_of(new, now).map_err(|error| DbErr::Custom(error.to_string())));
-    let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
-    if rows.len().is_power_of_two() {
-        Entity::insert_many(rows).exec_without_returning(&connection).await?;
-        return Ok(vec![now; new.len()]);
-    }
-    let insert = async {
-        let transaction = connection.begin().await?;
-        while !rows.is_empty() {
-            let some = rows.split_off(rows.len() - (rows.len() + 1).next_power_of_two() / 2);
-            Entity::insert_many(some).exec_without_returning(&transaction).await?;
-        }
-        transaction.commit().await
-    };
-    connection.answered(insert).await?;
+    let unwritten = |error: DatabaseError| DbErr::Custom(error.to_string());
+    let rows = new.iter().map(|new| {
+        Ok(NewRow {
+            id: new.id.0,
+            request: write_json("request", &new.request)?,
+            table_name: new.request.destination.table.to_string(),
+            object_key: &new.object_key,
+            url_expires_ms: new.url_expires_at.timestamp_millis(),
+        })
+    });
+    let rows = rows.collect::<Result<Vec<_>, _>>().map_err(unwritten)?;
+    let values = [
+        write_json("imports", &rows).map_err(unwritten)?.into(),
+        now.into(),
+        ImportState::AwaitingUpload.as_str().into(),
+    ];
+    connection.execute_raw(Statement::from_sql_and_values(DatabaseBackend::Postgres, INSERT_ALL, values)).await?;
     Ok(vec![now; new.len()])
 }
 

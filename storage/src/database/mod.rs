@@ -102,8 +102,9 @@ impl Meeting {
     fn start(connection: &Connection) -> Self {
         let (reads, creates) = (connection.clone(), connection.clone());
         Self {
-            reads: Together::start(move |ids| imports::find_all(reads.clone(), ids)),
-            creates: Together::start(move |new| imports::insert_all(creates.clone(), new)),
+            reads: Together::start(1, move |ids| imports::find_all(reads.clone(), ids)),
+            // Two: while one is being committed, those behind it are read and signed.
+            creates: Together::start(2, move |new| imports::insert_all(creates.clone(), new)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use sea_orm::{DbErr, RuntimeErr};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::DatabaseError;
 
@@ -30,8 +30,9 @@ struct Waiting<Q, A> {
 }
 
 impl<Q: Clone + Send + 'static, A: Send + 'static> Together<Q, A> {
-    /// `ask` answers each of its questions, in their order.
-    pub(super) fn start<F, Asked>(ask: F) -> Self
+    /// `ask` answers each of its questions, in their order; so many statements are under way at once. More are smaller, and
+    /// none waits for a lock.
+    pub(super) fn start<F, Asked>(at_once: usize, ask: F) -> Self
     where
         F: Fn(Vec<Q>) -> Asked + Send + Sync + 'static,
         Asked: Future<Output = Result<Vec<A>, DbErr>> + Send,
@@ -39,7 +40,10 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Together<Q, A> {
         let (waiting, mut arriving) = mpsc::unbounded_channel::<Waiting<Q, A>>();
         let ask = Arc::new(ask);
         tokio::spawn(async move {
-            while let Some(first) = arriving.recv().await {
+            let under_way = Arc::new(Semaphore::new(at_once));
+            while let Ok(place) = Arc::clone(&under_way).acquire_owned().await
+                && let Some(first) = arriving.recv().await
+            {
                 // Requests that are being read just now come along; where there are none, this takes no time.
                 tokio::task::yield_now().await;
                 let mut some = vec![first];
@@ -49,9 +53,11 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Together<Q, A> {
                     some.push(next);
                 }
                 let ask = Arc::clone(&ask);
-                // One after the other: two at once would be smaller, and none waits for a lock. On a task of its own, so that a
-                // panic ends it alone.
-                let _ = tokio::spawn(async move { answer(&*ask, some).await }).await;
+                // On a task of its own, so that a panic ends it alone.
+                tokio::spawn(async move {
+                    answer(&*ask, some).await;
+                    drop(place);
+                });
             }
         });
         Self { waiting }
@@ -112,14 +118,12 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    use tokio::sync::Semaphore;
-
     #[tokio::test]
     async fn questions_that_meet_go_together_and_each_has_its_answer() {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let gate = Arc::new(Semaphore::new(0));
         let (seen, open) = (Arc::clone(&asked), Arc::clone(&gate));
-        let together = Together::start(move |questions: Vec<u32>| {
+        let together = Together::start(1, move |questions: Vec<u32>| {
             let (seen, open) = (Arc::clone(&seen), Arc::clone(&open));
             async move {
                 seen.lock().unwrap().push(questions.len());
@@ -147,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_away_is_away_for_all() {
         let together: Together<u32, u32> =
-            Together::start(|_| async { Err(DbErr::Conn(RuntimeErr::Internal("away".to_owned()))) });
+            Together::start(2, |_| async { Err(DbErr::Conn(RuntimeErr::Internal("away".to_owned()))) });
         let answers = futures::future::join_all((0..10).map(|question| together.ask(question))).await;
         assert!(answers.iter().all(|answer| matches!(answer, Err(DatabaseError::Unavailable { .. }))));
     }
