@@ -38,8 +38,8 @@ fn rows(bytes: usize, header: &str, mut write: impl FnMut(&mut String, usize)) -
 }
 
 fn lineitem(bytes: usize) -> Vec<u8> {
-    let names = "orderkey,partkey,suppkey,linenumber,quantity,extendedprice,discount,tax,returnflag,linestatus,shipdate,\
-                 commitdate,receiptdate,shipinstruct,shipmode,comment";
+    let names = "l_orderkey,l_partkey,l_suppkey,l_linenumber,l_quantity,l_extendedprice,l_discount,l_tax,l_returnflag,\
+                 l_linestatus,l_shipdate,l_commitdate,l_receiptdate,l_shipinstruct,l_shipmode,l_comment";
     rows(bytes, names, |text, row| {
         let of = |salt, range| chance(row, salt, range);
         let day = |salt| format!("{}-{:02}-{:02}", 1992 + of(salt, 7), 1 + of(salt + 1, 12), 1 + of(salt + 2, 28));
@@ -47,7 +47,7 @@ fn lineitem(bytes: usize) -> Vec<u8> {
             ["carefully final", "quickly ironic deposits", "furiously", "blithely even requests sleep", "pending"];
         let _ = write!(
             text,
-            "{},{},{},{},{},{}.{:02},0.{:02},0.{:02},{},{},{},{},{},{},{},{}",
+            "{},{},{},{},{},{}.{:02},0.{:02},0.{:02},{},{},{},{},{},{},{},\"{}\"",
             row / 4,
             of(1, 200_000),
             of(2, 10_000),
