@@ -9,7 +9,7 @@
 //!
 //! Files with one byte between fields and LF at the lines' ends are read by loops of their own, as fast as memory is scanned.
 
-use memchr::{memchr, memchr2, memchr2_iter, memchr3};
+use memchr::{memchr, memchr_iter, memchr2, memchr2_iter, memchr3};
 use serde::{Deserialize, Serialize};
 
 use crate::delimiter::Matching;
@@ -269,24 +269,29 @@ impl Boundary {
         }
     }
 
-    /// Quoted bytes up to the next quote or escape; `None`: the block's end.
+    /// Quoted bytes up to the quote that ends them, or an escape; `None`: the block's end. From the first line end on, lines are
+    /// counted behind, in one go: where there is one there are more, and short text without any is not gone through twice.
     fn scan_quoted(&mut self, dialect: &Dialect, block: &[u8], at: &mut usize) -> Option<()> {
         let quote = dialect.quote.unwrap_or(b'"');
+        let mut uncounted = None;
         loop {
             let rest = block.get(*at..)?;
-            let found = match dialect.escape {
-                Some(escape) => memchr3(quote, escape, b'\n', rest),
-                None => memchr2(quote, b'\n', rest),
-            }?;
-            *at += found + 1;
-            let byte = rest[found];
-            if byte == b'\n' {
-                self.lines += 1;
-            } else if byte == quote && dialect.escape.is_none() && block.get(*at) == Some(&quote) {
+            let found = match (dialect.escape, uncounted) {
+                (None, None) => memchr2(quote, b'\n', rest),
+                (None, Some(_)) => memchr(quote, rest),
+                (Some(escape), None) => memchr3(quote, escape, b'\n', rest),
+                (Some(escape), Some(_)) => memchr2(quote, escape, rest),
+            };
+            *at += found.map_or(rest.len(), |found| found + 1);
+            let byte = found.map(|found| rest[found]);
+            if byte == Some(b'\n') {
+                uncounted = Some(*at - 1);
+            } else if byte == Some(quote) && dialect.escape.is_none() && block.get(*at) == Some(&quote) {
                 // A doubled quote is data.
                 *at += 1;
             } else {
-                self.state = if byte == quote { State::QuoteInQuoted } else { State::Escape };
+                self.lines += uncounted.map_or(0, |from| memchr_iter(b'\n', &block[from..*at]).count() as u64);
+                self.state = if byte? == quote { State::QuoteInQuoted } else { State::Escape };
                 return Some(());
             }
         }
