@@ -168,6 +168,13 @@ class Cluster:
     def load(self, *arguments):
         return load(self.api, *arguments)
 
+    def ask(self, method, path, body=None):
+        """The API's JSON answer."""
+        content = None if body is None else json.dumps(body).encode()
+        wanted = urllib.request.Request(self.api.url + path, content, {"content-type": "application/json"}, method=method)
+        with urllib.request.urlopen(wanted, timeout=30) as answer:
+            return json.load(answer)
+
     def spent(self):
         """Core-seconds so far, by who spent them."""
         master = listener("postgres", ADMIN_URL)
