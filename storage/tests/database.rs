@@ -224,6 +224,35 @@ async fn requests_that_meet_have_each_their_own_answer(database: Database, _: St
     }
 }
 
+/// A prepared statement keeps the plan of a table that was small when it was made: it must be that of a large one.
+#[tokio::test]
+async fn a_status_is_found_by_its_key_even_in_a_small_table() {
+    let fresh = postgres().await;
+    fresh.database.migrate().await.unwrap();
+    let import = create(&fresh.database, "trips").await;
+    let mut admin = sqlx::PgConnection::connect(&fresh.url).await.unwrap();
+    let scans = "SELECT seq_scan, coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = 'longshore_imports'";
+    let reads = async {
+        let mut before = None;
+        loop {
+            for _ in 0..20 {
+                assert!(fresh.database.import(import.id).await.unwrap().is_some());
+            }
+            let now: (i64, i64) = sqlx::query_as(scans).fetch_one(&mut admin).await.unwrap();
+            match before {
+                // What reads of its own sort did, told by the server about once a second.
+                Some((seq, idx)) if now.1 > idx + 40 || now.0 > seq + 40 => break (now.0 - seq, now.1 - idx),
+                Some(_) => {}
+                None => before = Some(now),
+            }
+        }
+    };
+    let (all, by_key) = tokio::time::timeout(std::time::Duration::from_secs(60), reads).await.expect("figures");
+    assert!(by_key > 0 && all < 20, "{all} went through the table, {by_key} through its key");
+    drop(admin);
+    fresh.end().await;
+}
+
 async fn listings_are_newest_first_and_filtered(database: Database, _: String) {
     let mut ids = Vec::new();
     for n in 0..7 {

@@ -140,6 +140,9 @@ impl Database {
                     ("tcp_keepalives_interval", "5"),
                     ("tcp_keepalives_count", "3"),
                     ("timezone", "UTC"),
+                    // Every statement has its index. A plan that was made while a table was small would else go through all of it
+                    // for as long as nobody analyses the table, however large it became.
+                    ("enable_seqscan", "off"),
                 ])
             })
             .map_sqlx_postgres_pool_opts(move |options| watch.watch(options));
