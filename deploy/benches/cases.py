@@ -402,11 +402,10 @@ def api(runs):
         sql("create table singles (id bigserial primary key, at timestamptz not null default now(), what text not null, body text not null)")
         singles, post = pathlib.Path(folder) / "singles.sql", pathlib.Path(folder) / "post.lua"
         singles.write_text("\\set what random(1, 1000000)\ninsert into singles (what, body) values (:what, repeat('x', 500));\n")
-        body = json.dumps({"destination": {"table": "wanted"}, "file": {"name": "a.csv", "size": 1000}})
-        post.write_text(f"wrk.method = 'POST'\nwrk.headers['content-type'] = 'application/json'\nwrk.body = '{body}'\n")
+        wanted = {"destination": {"table": "wanted"}, "file": {"name": "a.csv", "size": 1000}}
+        post.write_text(f"wrk.method = 'POST'\nwrk.headers['content-type'] = 'application/json'\nwrk.body = '{json.dumps(wanted)}'\n")
         imports = f"{cluster.api.url}/v1/imports"
-        wanted = urllib.request.Request(imports, body.encode(), {"content-type": "application/json"})
-        status = f"{imports}/{json.load(urllib.request.urlopen(wanted, timeout=10))['id']}"
+        status = f"{imports}/{cluster.ask('POST', '/v1/imports', wanted)['id']}"
         sides = {
             "pgbench -S": lambda: pgbench("-S"),
             "status": lambda: wrk(status),
