@@ -178,7 +178,7 @@ async fn load(
     };
     failpoint::pass("chunk.got");
     let source =
-        Arc::new(ChunkSource { plan: plan.clone(), bytes, chunk: chunk.clone(), work: tracing::Span::current() });
+        Arc::new(ChunkAtHand { plan: plan.clone(), bytes, chunk: chunk.clone(), work: tracing::Span::current() });
     let lookup = ChunkLookup(Arc::clone(&source));
     let ticket = Ticket { import: job.import, attempt: job.attempt, epoch: job.epoch };
     let mut tries = Tries::new(patience, "write chunk");
@@ -297,8 +297,19 @@ pub(crate) fn object_problem(error: &ObjectError) -> Problem {
     Problem::new(kind, format!("{error}; {what_to_do}"))
 }
 
-fn chunk_input<'a>(bytes: &'a [u8], chunk: &NewChunk) -> ChunkInput<'a> {
+pub(crate) fn chunk_input<'a>(bytes: &'a [u8], chunk: &NewChunk) -> ChunkInput<'a> {
     ChunkInput { bytes, start: chunk.range.start, first_row: chunk.first_row, first_line: chunk.first_line }
+}
+
+/// See [`ChunkRows::read`].
+pub(crate) fn read_rows(
+    plan: &LoadPlan,
+    bytes: &[u8],
+    chunk: &NewChunk,
+    sink: &mut dyn FnMut(Batch) -> bool,
+) -> Option<ChunkEnd> {
+    let input = chunk_input(bytes, chunk);
+    if chunk.oversized { oversized_reject(plan, input).replay(sink) } else { read_chunk(plan, input, sink) }
 }
 
 /// Stores the types that this chunk needs, for the owner to start a new attempt with.
@@ -334,7 +345,7 @@ fn no_problem(gave: Gave<longshore_storage::database::DatabaseError>) -> Gave<Pr
 }
 
 /// The chunk that is at hand.
-struct ChunkSource {
+struct ChunkAtHand {
     plan: LoadPlan,
     bytes: Bytes,
     chunk: NewChunk,
@@ -342,22 +353,17 @@ struct ChunkSource {
     work: tracing::Span,
 }
 
-impl ChunkRows for ChunkSource {
+impl ChunkRows for ChunkAtHand {
     fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
         let _step = self.work.in_scope(|| step_span(Step::Parse)).entered();
         let begun = Instant::now();
         let mut elsewhere = Duration::ZERO;
-        let input = chunk_input(&self.bytes, &self.chunk);
-        let end = if self.chunk.oversized {
-            oversized_reject(&self.plan, input).replay(sink)
-        } else {
-            read_chunk(&self.plan, input, &mut |batch| {
-                let handed = Instant::now();
-                let go_on = sink(batch);
-                elsewhere += handed.elapsed();
-                go_on
-            })
-        };
+        let end = read_rows(&self.plan, &self.bytes, &self.chunk, &mut |batch| {
+            let handed = Instant::now();
+            let go_on = sink(batch);
+            elsewhere += handed.elapsed();
+            go_on
+        });
         metrics().step(Step::Parse, begun.elapsed().saturating_sub(elsewhere));
         failpoint::pass("chunk.parsed");
         end
@@ -365,7 +371,7 @@ impl ChunkRows for ChunkSource {
 }
 
 /// Finds raw records in it.
-struct ChunkLookup(Arc<ChunkSource>);
+struct ChunkLookup(Arc<ChunkAtHand>);
 
 #[async_trait]
 impl RecordLookup for ChunkLookup {

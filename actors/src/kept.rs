@@ -28,6 +28,8 @@ pub struct Kept {
     /// Of these, one import may have.
     largest_share: u32,
     imports: Arc<Mutex<HashMap<ImportId, Weak<Share>>>>,
+    /// Publishes that may read their chunks again at the same time.
+    publishes: Arc<Semaphore>,
 }
 
 impl Kept {
@@ -35,23 +37,43 @@ impl Kept {
     #[must_use]
     pub fn of(settings: &NodeSettings) -> Self {
         let chunk = settings.chunk_size.unwrap_or(0).max(LARGEST_CHUNK);
-        Self::new(chunk.saturating_mul(settings.workers.get() as u64 + 2))
+        Self::new(chunk.saturating_mul(settings.workers.get() as u64 + 2), settings.workers.get())
     }
 
-    /// At most so many bytes, and of these three quarters for one import: a large one leaves room for small ones.
+    /// At most so many bytes, and of these three quarters for one import: a large one leaves room for small ones. `publishes`
+    /// may read chunks again at the same time.
     #[must_use]
-    pub fn new(bytes: u64) -> Self {
+    pub fn new(bytes: u64, publishes: usize) -> Self {
         let bytes = permits(bytes);
-        Self { room: Arc::new(Semaphore::new(bytes as usize)), largest_share: bytes / 4 * 3, imports: Arc::default() }
+        Self {
+            room: Arc::new(Semaphore::new(bytes as usize)),
+            largest_share: bytes / 4 * 3,
+            imports: Arc::default(),
+            publishes: Arc::new(Semaphore::new(publishes)),
+        }
     }
 
-    /// Room for an import that is being scanned: all of its object, or the largest share. `None`: there is none.
-    pub(crate) fn share(&self, import: ImportId, attempt: Attempt, etag: &str, size: u64) -> Option<Arc<Share>> {
+    /// Waits until one more publish may read its chunks again.
+    pub(crate) async fn publish(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.publishes).acquire_owned().await.ok()
+    }
+
+    /// Room for an import that is being scanned: all of its object, or the largest share. `None`: there is none. What will be
+    /// read `again` stays, where there is room for all of it.
+    pub(crate) fn share(
+        &self,
+        import: ImportId,
+        attempt: Attempt,
+        etag: &str,
+        size: u64,
+        again: bool,
+    ) -> Option<Arc<Share>> {
         let bytes = permits(size).min(self.largest_share);
         let reserved = Arc::clone(&self.room).try_acquire_many_owned(bytes).ok()?;
         let share = Arc::new(Share {
             attempt,
             etag: etag.to_owned(),
+            stays: again && u64::from(bytes) == size,
             bytes,
             room: Arc::new(Semaphore::new(bytes as usize)),
             others: CancellationToken::new(),
@@ -70,9 +92,9 @@ impl Kept {
         if share.attempt != job.attempt || share.etag != etag {
             return None;
         }
-        let (start, bytes) = share.remove(job.chunk)?;
-        // A chunk is what the control database says that it is.
-        (chunk.range.start.0 == start && chunk.range.len() == bytes.len() as u64).then_some(bytes)
+        let bytes = share.look(chunk);
+        share.forget(job.chunk);
+        bytes
     }
 }
 
@@ -80,6 +102,8 @@ impl Kept {
 pub(crate) struct Share {
     attempt: Attempt,
     etag: String,
+    /// Whether chunks stay when they are loaded.
+    stays: bool,
     bytes: u32,
     room: Arc<Semaphore>,
     /// Cancelled once other nodes are known to work on the import.
@@ -121,13 +145,24 @@ impl Share {
         wanted > self.bytes || self.room.available_permits() >= wanted as usize
     }
 
-    /// Nobody here will want it: it is loaded.
+    /// Nobody here will want it, unless what is here stays: it is loaded.
     pub(crate) fn forget(&self, chunk: ChunkIndex) {
-        self.remove(chunk);
+        if !self.stays {
+            locked(&self.chunks).remove(&chunk);
+        }
     }
 
-    fn remove(&self, chunk: ChunkIndex) -> Option<(u64, Bytes)> {
-        locked(&self.chunks).remove(&chunk).map(|entry| (entry.start, entry.bytes))
+    /// A chunk's bytes, if they are here: a chunk is what the control database says that it is.
+    pub(crate) fn look(&self, chunk: &NewChunk) -> Option<Bytes> {
+        let chunks = locked(&self.chunks);
+        let entry = chunks.get(&chunk.chunk)?;
+        let same = chunk.range.start.0 == entry.start && chunk.range.len() == entry.bytes.len() as u64;
+        same.then(|| entry.bytes.clone())
+    }
+
+    /// Whether all that is kept is here until the publish.
+    pub(crate) fn stays(&self) -> bool {
+        self.stays
     }
 
     /// Other nodes work on the import.
@@ -186,7 +221,7 @@ mod tests {
     impl Import {
         fn of(kept: &Kept, size: u64) -> Option<Self> {
             let id = ImportId::generate();
-            Some(Self { id, share: kept.share(id, Attempt(1), "e", size)? })
+            Some(Self { id, share: kept.share(id, Attempt(1), "e", size, false)? })
         }
 
         fn job(&self, n: u32) -> ChunkJob {
@@ -196,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_chunk_is_taken_once_and_only_as_what_it_is() {
-        let kept = Kept::new(100);
+        let kept = Kept::new(100, 1);
         let import = Import::of(&kept, 50).unwrap();
         for n in 0..4 {
             import.share.keep(&chunk(n), ten(n), &patience()).await.unwrap();
@@ -217,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_scan_waits_for_room_until_others_work_too() {
-        let kept = Kept::new(40);
+        let kept = Kept::new(40, 1);
         let import = Import::of(&kept, 1_000).unwrap();
         let patience = patience();
         for n in 0..3 {
@@ -242,9 +277,24 @@ mod tests {
         assert!(matches!(import.share.keep(&fourth, ten(4), &patience).await, Err(Gave::Stopped)));
     }
 
+    #[tokio::test]
+    async fn what_is_read_again_stays_where_there_is_room_for_all_of_it() {
+        let kept = Kept::new(40, 1);
+        for (size, stays) in [(20, true), (1_000, false)] {
+            let id = ImportId::generate();
+            let share = kept.share(id, Attempt(1), "e", size, true).unwrap();
+            assert_eq!(share.stays(), stays);
+            share.keep(&chunk(0), ten(0), &patience()).await.unwrap();
+            let job = ChunkJob { import: id, attempt: Attempt(1), epoch: Epoch(1), chunk: ChunkIndex(0) };
+            assert_eq!(kept.take(&job, &chunk(0), "e"), Some(ten(0)));
+            share.forget(ChunkIndex(0));
+            assert_eq!(share.look(&chunk(0)), stays.then(|| ten(0)));
+        }
+    }
+
     #[test]
     fn large_imports_leave_room_for_small_ones() {
-        let kept = Kept::new(40);
+        let kept = Kept::new(40, 1);
         let large = Import::of(&kept, 1 << 40).unwrap();
         assert!(Import::of(&kept, 1 << 40).is_none(), "there is no room for two");
         let small = Import::of(&kept, 10).unwrap();
@@ -257,7 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_chunk_that_never_fits_is_not_waited_for() {
-        let kept = Kept::new(12);
+        let kept = Kept::new(12, 1);
         let import = Import::of(&kept, 1_000).unwrap();
         import.share.keep(&chunk(0), ten(0), &patience()).await.unwrap();
         assert_eq!(kept.take(&import.job(0), &chunk(0), "e"), None);

@@ -19,14 +19,13 @@
 //!
 //! - [`services`], [`patience`]: what actors work with, and how they wait for it.
 //! - [`node`], [`intake`], [`sweep`], [`registrar`]: from hints to owned imports.
-//! - [`import`], [`owner`], `planner`, `scan`, [`kept`], `ranges`, `text`, `lookup`, [`status`]: the life of an import.
+//! - [`import`], [`owner`], `planner`, `scan`, [`kept`], `ranges`, `text`, `source`, [`status`]: the life of an import.
 //! - [`pool`], `chunk`: chunks.
 
 mod chunk;
 pub mod import;
 pub mod intake;
 pub mod kept;
-mod lookup;
 pub mod node;
 mod off_thread;
 pub mod owner;
@@ -37,6 +36,7 @@ mod ranges;
 pub mod registrar;
 mod scan;
 pub mod services;
+mod source;
 pub mod status;
 pub mod sweep;
 mod text;

@@ -22,7 +22,7 @@ use longshore_domain::{
 use longshore_storage::bus::{Bus, ChunkJob, ChunkOutcome, ChunkReport};
 use longshore_storage::database::{CLAIMS_AT_MOST, Change, ImportRecord, NewChunk};
 use longshore_storage::destination::{
-    DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published, Ticket,
+    DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published, Staging, Ticket,
 };
 use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
@@ -30,11 +30,11 @@ use longshore_telemetry::{AttemptReason, QueueName, Step as StepName, metrics, t
 
 use crate::chunk::object_problem;
 use crate::kept::Share;
-use crate::lookup::ObjectLookup;
 use crate::patience::{Gave, Patience, patiently};
 use crate::planner::{self, destination_problem, problem};
 use crate::scan::{SCAN_AHEAD, Scan, ScanMessage};
 use crate::services::Services;
+use crate::source::ObjectSource;
 use crate::status::{Fold, StatusActor, StatusArguments, StatusMessage, tell_watchers};
 use crate::text;
 
@@ -46,6 +46,10 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// From this attempt on, work that the destination lost is no reason for another one.
 const ATTEMPTS_OF_LOST_WORK: u32 = 5;
+
+/// Of a larger file, rows never wait in the object: it would all be read again for one row that the table refuses, by one
+/// process, while staged rows are moved within the database.
+const LARGEST_UNSTAGED: u64 = 4 << 30;
 
 /// Chunks that are stored in one statement.
 const STORE_AT_ONCE: usize = 64;
@@ -84,6 +88,8 @@ pub struct Owner {
     patience: Patience,
     /// The object's first bytes, from the plan to the scan.
     head: Bytes,
+    /// What is kept of the object, from the scan to the publish.
+    share: Option<Arc<Share>>,
 }
 
 impl Owner {
@@ -91,7 +97,7 @@ impl Owner {
     #[must_use]
     pub fn new(services: Services, record: ImportRecord, stop: CancellationToken) -> Self {
         let patience = Patience::new(stop, services.settings.patience);
-        Self { services, record, patience, head: Bytes::new() }
+        Self { services, record, patience, head: Bytes::new(), share: None }
     }
 
     /// Moves the import on to its end, or until the lease is lost.
@@ -256,30 +262,37 @@ impl Owner {
         if wider { Err(Stop::Restart(AttemptReason::Widened)) } else { Ok(()) }
     }
 
-    /// Makes sure that what the ledger counts is staged.
-    async fn prepare_staging(&self, plan: &LoadPlan) -> Step<()> {
+    /// Makes sure that what the ledger counts is staged, or need not be.
+    async fn prepare_staging(&self, plan: &LoadPlan, wanted: Staging) -> Step<Staging> {
         let ticket = self.ticket();
         let destination = &self.services.destination;
-        match patiently(&self.patience, "prepare staging", || destination.prepare_staging(ticket, plan)).await {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(Gave::Stopped) => Err(Stop::Lost),
+        let prepare = || destination.prepare_staging(ticket, plan, wanted);
+        match patiently(&self.patience, "prepare staging", prepare).await {
+            Ok(Some(staging)) => Ok(staging),
+            Ok(None) | Err(Gave::Stopped) => Err(Stop::Lost),
             Err(Gave::Up(DestinationError::StagingLost { .. })) => Err(Stop::Restart(AttemptReason::StagingLost)),
             Err(Gave::Up(error)) => Err(Stop::Fail(destination_problem(error))),
         }
+    }
+
+    /// Where rows are to wait for the publish.
+    fn wanted(&self) -> Staging {
+        if self.record.size.unwrap_or(0) <= LARGEST_UNSTAGED { Staging::Object } else { Staging::Table }
     }
 
     /// Makes sure of the staging, then scans, hands out chunks and waits until all are committed.
     async fn load(&mut self) -> Step<()> {
         let plan = self.load_plan()?;
         self.check_widened()?;
-        self.prepare_staging(&plan).await?;
+        let staging = self.prepare_staging(&plan, self.wanted()).await?;
         failpoint::pass("staging.after");
         let ticket = self.ticket();
         let database = &self.services.database;
         let free = || database.free_chunks(ticket.import, ticket.attempt);
         patiently(&self.patience, "free chunks", free).await.map_err(|gave| problem(gave, internal))?;
-        let mut run = Run::begin(self, plan).await?;
+        let mut run = Run::begin(self, plan, staging).await?;
         let ended = run.work(self).await;
+        self.share = run.share.take().filter(|share| share.stays());
         run.end().await;
         ended
     }
@@ -344,6 +357,15 @@ impl Owner {
                 return Err(Stop::Fail(Problem::new(ProblemKind::CountMismatch, detail)));
             }
         };
+        // Where chunks are read again, some of them are in memory; who waits holds nothing.
+        let turn = async {
+            if plan.may_wait_in_object(self.record.attempt) { self.services.kept.publish().await } else { None }
+        };
+        let _turn = tokio::select! {
+            biased;
+            () = self.patience.stopped() => return Err(Stop::Lost),
+            turn = turn => turn,
+        };
         if self.record.state != ImportState::Publishing {
             self.change(Change::Publish).await?;
         }
@@ -351,10 +373,10 @@ impl Owner {
         let rejected_before: u64 = chunks.iter().map(|chunk| chunk.rows_rejected).sum();
         let planned = Planned { chunks: chunks.len() as u64, rows };
         let done: Vec<ChunkIndex> = chunks.iter().map(|chunk| chunk.planned.chunk).collect();
-        let lookup = ObjectLookup::new(&self.services, &self.record, plan.clone(), chunks);
+        let source = ObjectSource::new(&self.services, &self.record, plan.clone(), chunks, self.share.take());
         let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
         let destination = &self.services.destination;
-        let publish = || destination.publish(ticket, &plan, planned, on_error, &lookup);
+        let publish = || destination.publish(ticket, &plan, planned, on_error, &source);
         match timed(StepName::Publish, patiently(&self.patience, "publish", publish)).await {
             Ok(PublishOutcome::Published(published)) => {
                 let refused = published.rows_rejected.saturating_sub(rejected_before);
@@ -528,7 +550,7 @@ struct Run {
 
 impl Run {
     /// Takes up what is stored and committed, and starts the scan behind it.
-    async fn begin(owner: &mut Owner, plan: LoadPlan) -> Step<Self> {
+    async fn begin(owner: &mut Owner, plan: LoadPlan, staging: Staging) -> Step<Self> {
         let chunks = owner.chunks().await?;
         let (id, attempt) = (owner.record.id, owner.record.attempt);
         let ledger = owner.ledger().await?;
@@ -568,11 +590,12 @@ impl Run {
         let scan_patience = owner.patience.child();
         let scan_done = owner.record.scan_done;
         let head = std::mem::take(&mut owner.head);
+        owner.share = None;
         let mut share = None;
         if !scan_done {
             let (key, etag, size) = planner::source(&owner.record)?;
             if !plan.format.is_decoded() {
-                share = owner.services.kept.share(id, attempt, etag, size);
+                share = owner.services.kept.share(id, attempt, etag, size, staging == Staging::Object);
             }
             let scan = Scan {
                 key: key.to_owned(),
@@ -612,7 +635,8 @@ impl Run {
                     }
                     ChunkOutcome::Changed => {
                         self.look(owner).await?;
-                        self.check_staged(owner).await?;
+                        // A worker of the version before does not write a chunk without a staging table.
+                        self.check_staged(owner, Staging::Table).await?;
                     }
                 },
                 Some(message) = self.scan.recv(), if !self.scan_done => self.scanned(owner, message).await?,
@@ -753,7 +777,7 @@ impl Run {
         });
         if !again.is_empty() {
             // Lost jobs are one reason why nobody has these chunks; another may be that whoever takes them cannot write.
-            self.check_staged(owner).await?;
+            self.check_staged(owner, owner.wanted()).await?;
         }
         metrics().chunk_jobs_republished(again.len());
         self.publish_jobs(owner, again).await;
@@ -761,9 +785,9 @@ impl Run {
     }
 
     /// Whether what was done so far is still there: staging that somebody dropped, decoded text that is gone.
-    async fn check_staged(&self, owner: &mut Owner) -> Step<()> {
+    async fn check_staged(&self, owner: &mut Owner, wanted: Staging) -> Step<()> {
         let plan = owner.load_plan()?;
-        owner.prepare_staging(&plan).await?;
+        owner.prepare_staging(&plan, wanted).await?;
         if plan.format.is_decoded() {
             self.check_text(owner).await?;
         }

@@ -89,7 +89,7 @@ async fn start_node(world: &Arc<World>, node: usize, life: u32) {
         patience: Duration::from_secs(900),
     };
     // A few chunks: scans wait for workers.
-    let kept = Kept::new(5 * settings.chunk_size.unwrap_or(0));
+    let kept = Kept::new(5 * settings.chunk_size.unwrap_or(0), settings.workers.get());
     let services = Services {
         database: Arc::new(SimControl(link.clone())),
         objects: Arc::new(SimObjects(link.clone())),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::column::{Column, ColumnType};
 use crate::format::{EncodingErrors, Format, LineEnd};
-use crate::ids::ByteOffset;
+use crate::ids::{Attempt, ByteOffset};
 use crate::notation::Notation;
 use crate::table::TableName;
 
@@ -70,6 +70,18 @@ impl LoadPlan {
             && format.delimiter.len() == 1
             && !format.is_decoded()
             && self.fields.iter().all(|field| field.notation.is_plain())
+    }
+
+    /// Whether rows may wait in the object for their publish, which reads them once more, instead of in a staging table: those
+    /// for a table that is there, of types that are read as the table has them, from a file that is stored as it is read. A
+    /// later attempt stages, so that whoever cannot do without a staging table gets one by a new attempt
+    /// (`docs/decisions.md`, "An existing table is written once").
+    #[must_use]
+    pub fn may_wait_in_object(&self, attempt: Attempt) -> bool {
+        attempt.0 == 1
+            && self.target == Target::ExistingTable
+            && !self.format.is_decoded()
+            && !self.fields.iter().any(|field| matches!(field.kind, ColumnType::Native(_)))
     }
 }
 

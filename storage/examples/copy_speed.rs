@@ -7,13 +7,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt as _};
 use longshore_domain::{
     Attempt, ByteOffset, ChunkIndex, ColumnType, Epoch, FieldPlan, Format, ImportId, LineNumber, LoadPlan, OnError,
     RowNumber, Target,
 };
 use longshore_parse::{Batch, ParsedChunk, RowNumbers, Values};
 use longshore_storage::destination::postgres::PostgresDestination;
-use longshore_storage::destination::{Destination as _, DestinationError, Planned, RecordLookup, Ticket};
+use longshore_storage::destination::{
+    ChunkRows, ChunkSource, Destination as _, DestinationError, Planned, RecordLookup, Staging, Ticket,
+};
 use polars_core::prelude::*;
 
 /// Bytes that such a row has as CSV, on average (200 MB hold 1,573,585 rows of lineitem).
@@ -39,7 +42,7 @@ async fn write(url: &str, workers: u32, chunks: u32, batch: &Batch) {
     let table = format!("copy_speed_{}", ticket.import.0.simple());
     let plan = plan(&table, batch);
     destination.raise_fence(ticket).await.expect("raised");
-    destination.prepare_staging(ticket, &plan).await.expect("staged");
+    destination.prepare_staging(ticket, &plan, Staging::Table).await.expect("staged");
     let start = Instant::now();
     let mut tasks = Vec::new();
     for worker in 0..workers {
@@ -80,6 +83,12 @@ struct Nothing;
 impl RecordLookup for Nothing {
     async fn find(&self, _: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
         Ok(Vec::new())
+    }
+}
+
+impl ChunkSource for Nothing {
+    fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
+        stream::empty().boxed()
     }
 }
 

@@ -1,4 +1,5 @@
-//! One conformance suite for destinations, run on SQLite and PostgreSQL, and what only PostgreSQL has.
+//! One conformance suite for destinations, run on SQLite, on PostgreSQL, and on PostgreSQL with all rows staged; and what only
+//! PostgreSQL has.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
@@ -10,10 +11,14 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::sync::Arc;
 
-use longshore_domain::{Attempt, ChunkIndex, ColumnType, Epoch, ProblemKind, RejectReason, Tally, Target};
-use longshore_parse::{Batch, ParsedChunk, RowNumbers, Values};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use longshore_domain::{
+    Attempt, ChunkIndex, ColumnType, Epoch, LineNumber, LoadPlan, ProblemKind, RejectReason, RowNumber, Tally, Target,
+};
+use longshore_parse::{Batch, ChunkEnd, ParsedChunk, RowNumbers, Values};
 use longshore_storage::destination::{
-    Destination as _, DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket, Written,
+    ChunkRows, ChunkSource, Destination as _, DestinationError, FenceState, Planned, PublishOutcome, Published,
+    RecordLookup, Staging, Ticket, Written,
 };
 
 use support::*;
@@ -28,6 +33,10 @@ macro_rules! conformance {
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() { super::support::on_postgres(super::$name).await })*
+        }
+        mod postgres_staged {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::support::on_postgres_staged(super::$name).await })*
         }
     };
 }
@@ -246,7 +255,7 @@ async fn a_chunk_written_twice_is_there_once(stage: Stage) {
         ledger.iter().map(|row| (row.chunk.0, row.rows, row.rejected)).collect::<Vec<_>>(),
         [(0, 11, 1), (1, 5, 0)]
     );
-    assert!(stage.destination.prepare_staging(ticket, &plan).await.unwrap(), "preparing again keeps what is staged");
+    assert!(stage.prepare(ticket, &plan).await, "preparing again keeps what is staged");
     assert_eq!(stage.publish(ticket, &plan, 2, 16, any_rejects()).await, published(15, 1));
     assert_eq!(stage.count("t").await, 15);
     assert_eq!(stage.rejects(ticket).await.len(), 1);
@@ -262,7 +271,7 @@ async fn a_stale_ticket_writes_nothing(stage: Stage) {
     assert_eq!(stage.destination.raise_fence(new).await.unwrap(), Some(FenceState::Open));
     assert_eq!(stage.destination.raise_fence(old).await.unwrap(), None);
     assert_eq!(stage.write(old, 0, &plan, ids(1, 1)).await, Written::Fenced);
-    assert!(!stage.destination.prepare_staging(old, &plan).await.unwrap());
+    assert!(!stage.prepare(old, &plan).await);
     assert_eq!(stage.publish(old, &plan, 0, 0, any_rejects()).await, PublishOutcome::Fenced);
     assert_eq!(stage.destination.abort(old).await.unwrap(), None);
     let retried = Ticket { attempt: Attempt(2), ..new };
@@ -473,7 +482,7 @@ async fn a_new_attempt_begins_anew(stage: Stage) {
     stage.destination.abort(first).await.unwrap();
     let second = Ticket { attempt: Attempt(2), epoch: Epoch(2), ..first };
     assert_eq!(stage.destination.raise_fence(second).await.unwrap(), Some(FenceState::Open));
-    assert!(stage.destination.prepare_staging(second, &plan).await.unwrap());
+    assert!(stage.prepare(second, &plan).await);
     assert!(stage.rejects(first).await.is_empty());
     assert_eq!(stage.write(second, 0, &plan, ids(1, 2)).await, committed(2, 0));
     assert_eq!(stage.publish(second, &plan, 1, 2, no_rejects()).await, published(2, 0));
@@ -489,9 +498,9 @@ async fn dropped_staging_is_noticed(stage: Stage) {
     let written = stage.destination.write_chunk(ticket, ChunkIndex(1), &plan, Arc::new(ids(4, 3)), &Records).await;
     assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
     let planned = Planned { chunks: 1, rows: 3 };
-    let outcome = stage.destination.publish(ticket, &plan, planned, any_rejects(), &Records).await;
+    let outcome = stage.destination.publish(ticket, &plan, planned, any_rejects(), &stage.source(ticket)).await;
     assert!(matches!(outcome, Err(DestinationError::StagingLost { .. })), "{outcome:?}");
-    let prepared = stage.destination.prepare_staging(ticket, &plan).await;
+    let prepared = stage.destination.prepare_staging(ticket, &plan, stage.wanted).await;
     assert!(matches!(prepared, Err(DestinationError::StagingLost { .. })), "{prepared:?}");
     let next = Ticket { attempt: Attempt(2), ..ticket };
     stage.begin(next, &plan).await;
@@ -521,7 +530,10 @@ async fn odd_identifiers_are_just_names(stage: Stage) {
     for bad in ["", "a\0b"] {
         let ticket = ticket();
         stage.destination.raise_fence(ticket).await.unwrap();
-        let refused = stage.destination.prepare_staging(ticket, &plan("t", Target::NewTable, &[(bad, "text")])).await;
+        let refused = stage
+            .destination
+            .prepare_staging(ticket, &plan("t", Target::NewTable, &[(bad, "text")]), stage.wanted)
+            .await;
         assert!(matches!(refused, Err(DestinationError::Refused(_))), "{bad:?}: {refused:?}");
     }
 }
@@ -553,7 +565,8 @@ async fn views_and_unknown_schemas_are_refused(stage: Stage) {
     }
     let ticket = ticket();
     stage.destination.raise_fence(ticket).await.unwrap();
-    let prepared = stage.destination.prepare_staging(ticket, &plan("nowhere.t", Target::NewTable, &ID_NAME)).await;
+    let prepared =
+        stage.destination.prepare_staging(ticket, &plan("nowhere.t", Target::NewTable, &ID_NAME), stage.wanted).await;
     assert!(matches!(prepared, Err(DestinationError::Refused(_))), "{prepared:?}");
     assert!(stage.destination.describe(&"missing".parse().unwrap()).await.unwrap().is_none());
 }
@@ -563,7 +576,8 @@ async fn columns_that_are_not_there_are_refused(stage: Stage) {
     for columns in [[("id", "int64"), ("name", "text")], [("id", "int64"), ("sum", "int64")]] {
         let ticket = ticket();
         stage.destination.raise_fence(ticket).await.unwrap();
-        let prepared = stage.destination.prepare_staging(ticket, &plan("t", Target::ExistingTable, &columns)).await;
+        let prepared =
+            stage.destination.prepare_staging(ticket, &plan("t", Target::ExistingTable, &columns), stage.wanted).await;
         assert!(
             matches!(&prepared, Err(DestinationError::Refused(problem)) if problem.detail.contains(columns[1].0)),
             "{prepared:?}"
@@ -622,6 +636,10 @@ mod postgres_only {
                 $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() { super::super::support::on_postgres(super::$name).await })*
             }
+            mod run_staged {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() { super::super::support::on_postgres_staged(super::$name).await })*
+            }
         };
     }
 
@@ -637,6 +655,11 @@ mod postgres_only {
         rows_are_refused_as_if_they_came_one_by_one
         very_many_refused_rows_are_found_by_few_statements
         unusual_numerics_and_types_are_native
+        rows_wait_in_the_object_until_somebody_wants_them_staged
+        a_table_with_row_level_security_is_staged
+        a_trigger_for_the_statement_sees_one_statement
+        rows_that_the_database_cannot_hold_and_rows_that_the_table_refuses
+        a_source_that_breaks_leaves_the_table_untouched
         a_server_that_is_away_is_unavailable
         an_abandoned_write_leaves_its_pool_usable
     }
@@ -666,11 +689,201 @@ mod postgres_only {
             .unwrap();
         let new = Ticket { epoch: Epoch(2), attempt: Attempt(2), ..old };
         assert_eq!(stage.destination.raise_fence(new).await.unwrap(), Some(FenceState::Open));
-        assert!(stage.destination.prepare_staging(new, &plan).await.unwrap());
+        assert!(stage.prepare(new, &plan).await);
         assert!(sqlx::raw_sql("COMMIT").execute(&mut *paused).await.is_err(), "the old session is gone");
         assert!(sqlx::raw_sql("COMMIT").execute(&mut *bystander).await.is_ok());
         assert_eq!(stage.write(old, 1, &plan, ids(4, 3)).await, Written::Fenced);
         assert_eq!(stage.write(new, 0, &plan, ids(1, 3)).await, committed(3, 0));
+    }
+
+    /// Rows that, while they are read, have their staging table made.
+    struct Meanwhile {
+        rows: ParsedChunk,
+        stage: Stage,
+        ticket: Ticket,
+        plan: LoadPlan,
+    }
+
+    impl ChunkRows for Meanwhile {
+        fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
+            let prepare = self.stage.destination.prepare_staging(self.ticket, &self.plan, Staging::Table);
+            let staging = tokio::runtime::Handle::current().block_on(prepare);
+            assert_eq!(staging.unwrap(), Some(Staging::Table));
+            self.rows.read(sink)
+        }
+    }
+
+    async fn rows_wait_in_the_object_until_somebody_wants_them_staged(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (id bigint, name text)").await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let wait = async |ticket| {
+            stage.destination.raise_fence(ticket).await.unwrap().unwrap();
+            let staging = stage.destination.prepare_staging(ticket, &plan, Staging::Object).await.unwrap();
+            assert_eq!(staging, Some(Staging::Object));
+            assert!(!stage.probe.tables().await.iter().any(|table| table.starts_with("longshore_staging")));
+        };
+        let first = ticket();
+        wait(first).await;
+        assert_eq!(stage.write(first, 0, &plan, ids(1, 3)).await, committed(3, 0));
+        // Chunks are counted: a table would not have their rows.
+        let staging = stage.destination.prepare_staging(first, &plan, Staging::Table).await;
+        assert!(matches!(staging, Err(DestinationError::StagingLost { .. })), "{staging:?}");
+        wait(first).await;
+        assert_eq!(stage.publish(first, &plan, 1, 3, no_rejects()).await, published(3, 0));
+
+        let second = ticket();
+        wait(second).await;
+        let rows = Meanwhile { rows: ids(1, 3), stage: stage.clone(), ticket: second, plan: plan.clone() };
+        let written = stage.destination.write_chunk(second, ChunkIndex(0), &plan, Arc::new(rows), &Records).await;
+        assert!(matches!(written, Err(DestinationError::Unavailable { .. })), "{written:?}");
+        assert_eq!(stage.write(second, 0, &plan, ids(1, 3)).await, committed(3, 0));
+        let outcome = stage
+            .destination
+            .publish(second, &plan, Planned { chunks: 1, rows: 3 }, no_rejects(), &Chunks(vec![]))
+            .await;
+        assert_eq!(outcome.unwrap(), published(3, 0), "from staging, whatever the source says");
+
+        // A later attempt is staged.
+        let third = Ticket { attempt: Attempt(2), ..ticket() };
+        stage.destination.raise_fence(third).await.unwrap().unwrap();
+        let staging = stage.destination.prepare_staging(third, &plan, Staging::Object).await.unwrap();
+        assert_eq!(staging, Some(Staging::Table));
+        assert_eq!(stage.write(third, 0, &plan, ids(1, 3)).await, committed(3, 0));
+        assert_eq!(stage.publish(third, &plan, 1, 3, no_rejects()).await, published(3, 0));
+        assert_eq!(stage.count("t").await, 9);
+        stage.assert_clean().await;
+    }
+
+    async fn a_table_with_row_level_security_is_staged(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (id bigint, name text); ALTER TABLE t ENABLE ROW LEVEL SECURITY").await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let ticket = ticket();
+        stage.destination.raise_fence(ticket).await.unwrap().unwrap();
+        let staging = stage.destination.prepare_staging(ticket, &plan, stage.wanted).await.unwrap();
+        assert_eq!(staging, Some(Staging::Table));
+        assert_eq!(stage.write(ticket, 0, &plan, ids(1, 3)).await, committed(3, 0));
+        assert_eq!(stage.publish(ticket, &plan, 1, 3, no_rejects()).await, published(3, 0));
+    }
+
+    async fn a_trigger_for_the_statement_sees_one_statement(stage: Stage) {
+        stage
+            .probe
+            .run(
+                "CREATE TABLE t (id bigint, name text); CREATE TABLE plain (id bigint UNIQUE, name text); \
+                 CREATE TABLE seen (rows bigint); \
+                 CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$BEGIN INSERT INTO seen SELECT count(*) FROM added; RETURN NULL; END$$; \
+                 CREATE TRIGGER see AFTER INSERT ON t REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION see()",
+            )
+            .await;
+        for table in ["t", "plain"] {
+            let plan = plan(table, Target::ExistingTable, &ID_NAME);
+            let ticket = ticket();
+            stage.begin(ticket, &plan).await;
+            // More than one COPY takes at once.
+            for index in 0..33 {
+                let written = stage.write(ticket, index, &plan, ids(1 + u64::from(index) * 3, 3)).await;
+                assert_eq!(written, committed(3, 0));
+            }
+            assert_eq!(stage.publish(ticket, &plan, 33, 99, no_rejects()).await, published(99, 0));
+            assert_eq!(stage.count(table).await, 99);
+        }
+        assert_eq!(stage.probe.rows("SELECT rows FROM seen").await, [some(&["99"])]);
+        stage.assert_clean().await;
+    }
+
+    async fn rows_that_the_database_cannot_hold_and_rows_that_the_table_refuses(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (id bigint UNIQUE, name text); INSERT INTO t VALUES (7, 'old')").await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        for (limit, outcome) in [(any_rejects(), published(3, 4)), (no_rejects(), PublishOutcome::TooManyRejects(1))] {
+            stage.probe.run("DELETE FROM t WHERE id <> 7").await;
+            let ticket = ticket();
+            stage.begin(ticket, &plan).await;
+            let mut first = chunk(
+                1,
+                vec![int64(&[Some(1), Some(2), Some(1)]), text(&[Some("a"), Some("b\0c"), Some("lower stays")])],
+                3,
+            );
+            first.rejects.push(parse_reject(4));
+            first.rows = 4;
+            let second = chunk(5, vec![int64(&[Some(7), Some(8), Some(9)]), text(&[Some("new"), Some("x"), None])], 3);
+            let early = u64::from(stage.wanted == Staging::Table);
+            assert_eq!(stage.write(ticket, 0, &plan, first).await, committed(4, 1 + early));
+            assert_eq!(stage.write(ticket, 1, &plan, second).await, committed(3, 0));
+            let allowed = limit.max_rejects.is_none();
+            let found = stage.publish(ticket, &plan, 2, 7, limit).await;
+            if allowed {
+                assert_eq!(found, outcome);
+                let rows = stage.probe.rows("SELECT id, name FROM t ORDER BY id").await;
+                let names: Vec<_> = rows.iter().map(|row| row[1].as_deref()).collect();
+                assert_eq!(names, [Some("a"), Some("old"), Some("x"), None]);
+                let rejects: Vec<_> = stage
+                    .rejects(ticket)
+                    .await
+                    .into_iter()
+                    .map(|reject| (reject.row.0, reject.reason, reject.record))
+                    .collect();
+                let (invalid, violation) = (RejectReason::InvalidValue, RejectReason::ConstraintViolation);
+                assert_eq!(
+                    rejects,
+                    [
+                        (2, invalid, record_of(2)),
+                        (3, violation, record_of(3)),
+                        (4, invalid, parse_reject(4).record),
+                        (5, violation, record_of(5))
+                    ]
+                );
+            } else {
+                // What was rejected while it was read is too much already.
+                assert_eq!(problem(&found), ProblemKind::TooManyRejects);
+                assert_eq!(stage.count("t").await, 1);
+                assert_eq!(stage.destination.abort(ticket).await.unwrap(), Some(FenceState::Aborted));
+            }
+            stage.assert_clean().await;
+        }
+    }
+
+    /// A source that breaks behind its first chunk.
+    struct Breaks(Chunks);
+
+    #[async_trait::async_trait]
+    impl RecordLookup for Breaks {
+        async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
+            self.0.find(rows).await
+        }
+    }
+
+    impl ChunkSource for Breaks {
+        fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
+            let broken = Err(DestinationError::Unavailable { reason: "the object is away".to_owned() });
+            self.0.chunks().take(1).chain(stream::iter([broken])).boxed()
+        }
+    }
+
+    async fn a_source_that_breaks_leaves_the_table_untouched(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (id bigint, name text)").await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        for index in 0..3 {
+            stage.write(ticket, index, &plan, ids(1 + u64::from(index) * 10, 10)).await;
+        }
+        if stage.wanted == Staging::Object {
+            let (planned, source) = (Planned { chunks: 3, rows: 30 }, Breaks(stage.source(ticket)));
+            let outcome = stage.destination.publish(ticket, &plan, planned, no_rejects(), &source).await;
+            assert!(
+                matches!(&outcome, Err(DestinationError::Unavailable { reason }) if reason.contains("object")),
+                "{outcome:?}"
+            );
+            // One that has less than was counted.
+            let source = Chunks(stage.source(ticket).0.into_iter().take(2).collect());
+            let outcome = stage.destination.publish(ticket, &plan, planned, no_rejects(), &source).await.unwrap();
+            assert_eq!(problem(&outcome), ProblemKind::CountMismatch);
+            assert_eq!(stage.count("t").await, 0);
+        }
+        assert_eq!(stage.publish(ticket, &plan, 3, 30, no_rejects()).await, published(30, 0));
+        assert_eq!(stage.count("t").await, 30);
+        stage.assert_clean().await;
     }
 
     async fn native_types_are_read_as_by_copy(stage: Stage) {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_domain::{Attempt, CreateRequest, Epoch, ImportId, ImportState, Problem, ProblemKind, Progress, Trigger};
+use longshore_domain::{
+    Attempt, ColumnType, CreateRequest, Epoch, ImportId, ImportState, Problem, ProblemKind, Progress, Trigger,
+};
 use longshore_storage::bus::StorageEvent;
 use longshore_storage::database::ImportRecord;
 use longshore_storage::start::{object_key, start_import};
@@ -122,7 +124,12 @@ pub async fn client(world: Arc<World>, number: u64) {
         let mut state = world.state();
         let never_uploaded = state.random.random_bool(0.05);
         let fails = bad && limited;
-        let starts_again = widens || shared;
+        // A table of its own is there before some imports: then rows wait in the object, unless a process wants them staged.
+        let existing = !widens && !shared && number.is_multiple_of(2);
+        if existing {
+            state.postgres.make_table(&table, [("id", ColumnType::Int64), ("name", ColumnType::Text)]);
+        }
+        let starts_again = widens || shared || existing;
         let expected = Expected { rows, rejected, fails, never_uploaded, starts_again, ..Expected::default() };
         state.expected.insert(id, expected);
         let record = awaiting(id, request, key.clone());

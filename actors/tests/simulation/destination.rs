@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use longshore_domain::protocol::{Closure, Fence};
 use longshore_domain::{
-    Attempt, ChunkIndex, Epoch, ImportId, LoadPlan, OnError, Problem, ProblemKind, Reject, RowNumber, TableColumn,
-    TableDescription, TableName, Tally, Target,
+    Attempt, ChunkIndex, ColumnType, Epoch, ImportId, LoadPlan, OnError, Problem, ProblemKind, Reject, RowNumber,
+    TableColumn, TableDescription, TableName, Tally, Target,
 };
 use longshore_parse::ParsedChunk;
 use longshore_storage::destination::{
-    ChunkRows, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published, RecordLookup,
-    Ticket, Written,
+    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published,
+    RecordLookup, Staging, Ticket, Written,
 };
 use rand::RngExt as _;
 use tokio::time::Instant;
@@ -91,6 +92,19 @@ impl Postgres {
         self.sessions.values().filter(|session| session.name.is_some_and(|(named, ..)| named == import)).count()
     }
 
+    /// Makes a table behind everybody's back.
+    pub fn make_table(&mut self, table: &str, columns: [(&str, ColumnType); 2]) {
+        let column = |(name, kind): (&str, ColumnType)| TableColumn {
+            name: name.to_owned(),
+            kind,
+            nullable: true,
+            has_default: false,
+            generated: false,
+            flexible: false,
+        };
+        self.tables.insert(table.to_owned(), Table { columns: columns.map(column).into(), rows: Vec::new() });
+    }
+
     /// How often each row of an import is in any table.
     pub fn rows_of(&self, import: ImportId) -> Vec<u64> {
         let rows = self.tables.values().flat_map(|table| &table.rows);
@@ -154,7 +168,10 @@ impl Postgres {
                 self.staging.remove(&(import, attempt));
             }
             Write::Chunk { import, attempt, chunk, rows, ledger } => {
-                self.staging.entry((import, attempt)).or_default().extend(rows);
+                // Of rows that wait in the object, none is here.
+                if !rows.is_empty() {
+                    self.staging.entry((import, attempt)).or_default().extend(rows);
+                }
                 self.ledger.insert((import, attempt, chunk), ledger);
             }
             Write::DeleteLedger { import, but } => {
@@ -325,6 +342,11 @@ impl Transaction {
 pub struct SimDestination(pub Link);
 
 impl SimDestination {
+    /// Some processes are of the version before: with them all rows are staged.
+    fn may_wait_in_object(&self, ticket: Ticket, plan: &LoadPlan) -> bool {
+        self.0.process % 5 != 4 && plan.may_wait_in_object(ticket.attempt)
+    }
+
     async fn terminate(&self, ticket: Ticket, all: bool) -> Result<(), Ended> {
         let end = |state: &mut State| state.postgres.terminate(ticket, all);
         Ok(self.0.call(Server::Destination, "ends sessions", end).await?)
@@ -400,6 +422,7 @@ impl SimDestination {
         plan: &LoadPlan,
         planned: Planned,
         on_error: OnError,
+        source: &dyn ChunkSource,
     ) -> Result<Result<PublishOutcome, DestinationError>, Ended> {
         let Ticket { import, attempt, .. } = ticket;
         let table = plan.table.to_string();
@@ -423,9 +446,9 @@ impl SimDestination {
             (state.postgres.ledger_of(import, attempt), staged)
         };
         let (ledger, staged) = transaction.run("reads the ledger", look).await?;
-        let Some(staged) = staged else {
+        if staged.is_none() && !self.may_wait_in_object(ticket, plan) {
             return Ok(Err(DestinationError::StagingLost { reason: "the staging table is not there".to_owned() }));
-        };
+        }
         let (rows, rejected) =
             ledger.iter().fold((0, 0), |(rows, rejected), row| (rows + row.rows, rejected + row.rejected));
         if ledger.len() as u64 != planned.chunks || rows != planned.rows {
@@ -442,7 +465,25 @@ impl SimDestination {
                 return Ok(Ok(PublishOutcome::TableAppeared));
             }
         }
-        transaction.lock(Resource::Staging(import, attempt.0), true, LOCK_WAIT).await?;
+        let staged = match staged {
+            Some(staged) => {
+                transaction.lock(Resource::Staging(import, attempt.0), true, LOCK_WAIT).await?;
+                staged
+            }
+            None => {
+                let (mut chunks, mut rows) = (source.chunks(), Vec::new());
+                while let Some(chunk) = chunks.next().await {
+                    let chunk = match chunk {
+                        Ok(chunk) => chunk,
+                        Err(error) => return Ok(Err(error)),
+                    };
+                    let parsed = ParsedChunk::collect(|sink| chunk.read(sink)).unwrap_or_default();
+                    rows.extend(numbers(&parsed));
+                    transaction.run("copies a chunk into the table", |_| ()).await?;
+                }
+                rows
+            }
+        };
         let published = Published { rows_loaded: staged.len() as u64, rows_rejected: rejected };
         if published.rows_loaded + rejected != planned.rows {
             let detail = format!("{planned:?}, but {published:?}");
@@ -489,6 +530,11 @@ impl SimDestination {
             }
         }
     }
+}
+
+/// The numbers of a chunk's rows.
+fn numbers(parsed: &ParsedChunk) -> Vec<u64> {
+    parsed.batches.iter().flat_map(|batch| (0..batch.rows).map(|at| batch.numbers.get(at))).collect()
 }
 
 fn column(field: &longshore_domain::FieldPlan) -> TableColumn {
@@ -543,12 +589,17 @@ impl Destination for SimDestination {
         Err(Ended::LockTimeout.into())
     }
 
-    async fn prepare_staging(&self, ticket: Ticket, plan: &LoadPlan) -> Result<bool, DestinationError> {
+    async fn prepare_staging(
+        &self,
+        ticket: Ticket,
+        plan: &LoadPlan,
+        wanted: Staging,
+    ) -> Result<Option<Staging>, DestinationError> {
         let Ticket { import, attempt, .. } = ticket;
         let transaction = Transaction::begin(&self.0, Some(ticket)).await?;
         transaction.lock(Resource::Fence(import), true, LOCK_WAIT).await?;
         if !transaction.run("asks the fence", |state| state.admits(ticket)).await? {
-            return Ok(false);
+            return Ok(None);
         }
         let attempts = transaction.run("looks for staging", |state| state.postgres.attempts(import)).await?;
         for other in attempts.iter().copied().filter(|other| *other != attempt.0) {
@@ -557,9 +608,10 @@ impl Destination for SimDestination {
             transaction.run("drops staging", drop).await?;
         }
         let exists = attempts.contains(&attempt.0);
+        let in_object = !exists && wanted == Staging::Object && self.may_wait_in_object(ticket, plan);
         let make = |state: &mut State| {
             transaction.write(state, Write::DeleteLedger { import, but: Some(attempt.0) });
-            if exists {
+            if exists || in_object {
                 return Ok(());
             }
             if !state.postgres.ledger_of(import, attempt).is_empty() {
@@ -575,7 +627,7 @@ impl Destination for SimDestination {
             return Err(DestinationError::Refused(Problem::new(ProblemKind::DestinationMismatch, detail)));
         }
         match transaction.commit(&format!("commits the staging of {import}, attempt {attempt}")).await? {
-            Committed::Yes => Ok(true),
+            Committed::Yes => Ok(Some(if in_object { Staging::Object } else { Staging::Table })),
             Committed::Unknown => Err(Ended::Lost("the connection broke during COMMIT").into()),
         }
     }
@@ -584,7 +636,7 @@ impl Destination for SimDestination {
         &self,
         ticket: Ticket,
         chunk: ChunkIndex,
-        _: &LoadPlan,
+        plan: &LoadPlan,
         rows: Arc<dyn ChunkRows>,
         _: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
@@ -606,15 +658,18 @@ impl Destination for SimDestination {
         if !admitted {
             return Ok(Written::Fenced);
         }
-        if !staged {
+        let in_object = !staged && self.may_wait_in_object(ticket, plan);
+        if !staged && !in_object {
             return Err(DestinationError::StagingLost { reason: "the staging table is not there".to_owned() });
         }
-        transaction.lock(Resource::Staging(import, attempt.0), false, LOCK_WAIT).await?;
-        let rows: Vec<u64> =
-            parsed.batches.iter().flat_map(|batch| (0..batch.rows).map(|at| batch.numbers.get(at))).collect();
-        let staged = |state: &mut State| state.postgres.staging.contains_key(&(import, attempt.0));
-        if !transaction.run("copies a chunk", staged).await? {
-            return Err(DestinationError::StagingLost { reason: "the staging table is not there".to_owned() });
+        let mut rows = Vec::new();
+        let is_staged = |state: &mut State| state.postgres.staging.contains_key(&(import, attempt.0));
+        if !in_object {
+            transaction.lock(Resource::Staging(import, attempt.0), false, LOCK_WAIT).await?;
+            rows = numbers(&parsed);
+            if !transaction.run("copies a chunk", is_staged).await? {
+                return Err(DestinationError::StagingLost { reason: "the staging table is not there".to_owned() });
+            }
         }
         let takes = Duration::from_millis(self.0.world.state().random.random_range(0..300));
         tokio::time::sleep(takes).await;
@@ -639,6 +694,9 @@ impl Destination for SimDestination {
         transaction.lock(Resource::Fence(import), false, LOCK_WAIT).await?;
         if !transaction.run("asks the fence", |state| state.admits(ticket)).await? {
             return Ok(Written::Fenced);
+        }
+        if in_object && transaction.run("looks for staging", is_staged).await? {
+            return Err(DestinationError::Unavailable { reason: "staging was made meanwhile".to_owned() });
         }
         let commit = format!("commits chunk {chunk} of {import}, attempt {attempt}, epoch {}", ticket.epoch);
         if self.0.world.state().broken == Some(Broken::AckBeforeCommit) {
@@ -673,9 +731,9 @@ impl Destination for SimDestination {
         plan: &LoadPlan,
         planned: Planned,
         on_error: OnError,
-        _: &dyn RecordLookup,
+        source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError> {
-        match self.publish_once(ticket, plan, planned, on_error).await {
+        match self.publish_once(ticket, plan, planned, on_error, source).await {
             Ok(outcome) => outcome,
             Err(Ended::LockTimeout) => {
                 self.terminate(ticket, true).await?;

@@ -15,6 +15,7 @@ pub mod sqlite;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use longshore_domain::{
@@ -53,6 +54,16 @@ pub struct Published {
     pub rows_loaded: u64,
     /// Rows that it rejected, those that the destination refused included.
     pub rows_rejected: u64,
+}
+
+/// Where an attempt's rows wait for their publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Staging {
+    /// In a table of the attempt.
+    Table,
+    /// Where they came from: a chunk's transaction writes its ledger row and its rejects, and the publish reads the chunks
+    /// once more, straight into the table ([`LoadPlan::may_wait_in_object`]).
+    Object,
 }
 
 /// What became of a chunk's transaction.
@@ -167,6 +178,12 @@ pub trait RecordLookup: Send + Sync {
     async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError>;
 }
 
+/// An import's chunks, to be read again.
+pub trait ChunkSource: RecordLookup {
+    /// All of them in the order of the file, from the first. An error ends it.
+    fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>>;
+}
+
 /// Counts the rejects of a chunk that was just committed.
 fn count_rejects(reasons: impl Iterator<Item = RejectReason> + Clone) {
     for reason in RejectReason::ALL {
@@ -194,16 +211,23 @@ pub trait Destination: Send + Sync {
     async fn raise_fence(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError>;
 
     /// Makes this attempt's staging table where it is missing, drops those of other attempts with their ledger rows and
-    /// rejects, and lets the database check that staged rows could be inserted into an existing table (types, names,
-    /// rights). Returns false where the fence refuses. [`DestinationError::StagingLost`]: the ledger has rows of this
-    /// attempt, but the staging table is gone.
-    async fn prepare_staging(&self, ticket: Ticket, plan: &LoadPlan) -> Result<bool, DestinationError>;
+    /// rejects, and lets the database check that its rows could be inserted into an existing table (types, names,
+    /// rights). Where rows may wait in the object, they do if that is `wanted`, no staging table is there, and the destination
+    /// can do it; the answer says where they wait. `None`: the fence refuses. [`DestinationError::StagingLost`]: the ledger has rows of
+    /// this attempt, but the staging table that it needs is gone.
+    async fn prepare_staging(
+        &self,
+        ticket: Ticket,
+        plan: &LoadPlan,
+        wanted: Staging,
+    ) -> Result<Option<Staging>, DestinationError>;
 
     /// Commits a chunk's rows, rejects and ledger row in one transaction, with the fence check in it (invariant 2). Where a
     /// ledger row is there already, it is the answer and nothing is written. When the connection breaks during COMMIT, the
     /// ledger is read over a new one. A row that the database cannot hold (a column of a type of its own, a NUL in a text)
-    /// becomes a reject, with its record from `lookup`. [`DestinationError::StagingLost`]: the staging table is gone, or the
-    /// fence is older than the ticket, which is handed out behind its raise: the database was set back.
+    /// becomes a reject, with its record from `lookup`. Where rows may wait in the object and there is no staging table, they
+    /// are only counted. [`DestinationError::StagingLost`]: the staging table is gone, or the fence is older than the ticket,
+    /// which is handed out behind its raise: the database was set back.
     async fn write_chunk(
         &self,
         ticket: Ticket,
@@ -217,7 +241,7 @@ pub trait Destination: Send + Sync {
     async fn ledger(&self, import: ImportId, attempt: Attempt) -> Result<Vec<LedgerRow>, DestinationError>;
 
     /// Moves the staged rows to the destination, all or nothing, and writes the marker, in one transaction; ledger and
-    /// staging are gone with it. Rows that the destination refuses (SQLSTATE classes 22 and 23) become rejects
+    /// staging are gone with it. Rows that wait in the object are read from `source`. Rows that the destination refuses (SQLSTATE classes 22 and 23) become rejects
     /// (`constraint_violation`), found by splitting the failing batch by row number, so that of rows that collide the lowest
     /// stays.
     async fn publish(
@@ -226,7 +250,7 @@ pub trait Destination: Send + Sync {
         plan: &LoadPlan,
         planned: Planned,
         on_error: OnError,
-        lookup: &dyn RecordLookup,
+        source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError>;
 
     /// Closes the fence as aborted and drops staging and ledger in one transaction; the attempt's rejects stay. Answers how

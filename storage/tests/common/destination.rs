@@ -1,10 +1,11 @@
 //! Where the destination suite runs: a fresh database for each test, a way to look into it, and chunks made by hand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt as _};
 use polars_core::prelude::*;
 use sqlx::{AssertSqlSafe, Row as _, ValueRef as _};
 
@@ -17,7 +18,8 @@ use longshore_storage::destination::gate::WriteGate;
 use longshore_storage::destination::postgres::PostgresDestination;
 use longshore_storage::destination::sqlite::SqliteDestination;
 use longshore_storage::destination::{
-    Destination, DestinationError, Planned, PublishOutcome, RecordLookup, Ticket, Written,
+    ChunkRows, ChunkSource, Destination, DestinationError, Planned, PublishOutcome, RecordLookup, Staging, Ticket,
+    Written,
 };
 
 /// One row, each cell as text.
@@ -31,9 +33,15 @@ pub trait Probe: Send + Sync {
     async fn tables(&self) -> BTreeSet<String>;
 }
 
+/// What was written of imports, for publishes that read it again.
+type WrittenChunks = Arc<Mutex<HashMap<(ImportId, Attempt), BTreeMap<u32, ParsedChunk>>>>;
+
 /// A destination with a database of its own.
 #[derive(Clone)]
 pub struct Stage {
+    /// Where rows for tables that are there wait, if they may.
+    pub wanted: Staging,
+    written: WrittenChunks,
     pub destination: Arc<dyn Destination>,
     pub probe: Arc<dyn Probe>,
     pub postgres: Option<PostgresDestination>,
@@ -120,11 +128,28 @@ where
     let destination = SqliteDestination::open(&path, WriteGate::new()).unwrap();
     destination.prepare().await.unwrap();
     let url = path.display().to_string();
-    test(Stage { destination: Arc::new(destination), probe: Arc::new(SqliteProbe(path)), postgres: None, url }).await;
+    let (destination, probe) = (Arc::new(destination), Arc::new(SqliteProbe(path)));
+    let (wanted, written) = (Staging::Object, WrittenChunks::default());
+    test(Stage { wanted, written, destination, probe, postgres: None, url }).await;
 }
 
-/// Runs a test on a PostgreSQL database of its own, and drops that whatever happens.
+/// Runs a test on a PostgreSQL database of its own, and drops that whatever happens. Rows wait in the object, where they may.
 pub async fn on_postgres<F>(test: impl FnOnce(Stage) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    on_postgres_with(Staging::Object, test).await;
+}
+
+/// The same, with all rows in a staging table.
+pub async fn on_postgres_staged<F>(test: impl FnOnce(Stage) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    on_postgres_with(Staging::Table, test).await;
+}
+
+async fn on_postgres_with<F>(wanted: Staging, test: impl FnOnce(Stage) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -140,6 +165,8 @@ where
     sqlx::raw_sql("SELECT 1").execute(&probe).await.unwrap();
     destination.prepare().await.unwrap();
     let stage = Stage {
+        wanted,
+        written: WrittenChunks::default(),
         destination: Arc::new(destination.clone()),
         probe: Arc::new(PostgresProbe(probe)),
         postgres: Some(destination),
@@ -159,6 +186,22 @@ pub struct Records;
 impl RecordLookup for Records {
     async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
         Ok(rows.iter().map(|row| (*row, LineNumber(row.0 + 1), record_of(row.0))).collect())
+    }
+}
+
+/// The chunks of an import, in order.
+pub struct Chunks(pub Vec<ParsedChunk>);
+
+#[async_trait]
+impl RecordLookup for Chunks {
+    async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
+        Records.find(rows).await
+    }
+}
+
+impl ChunkSource for Chunks {
+    fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
+        stream::iter(&self.0).map(|chunk| Ok(Arc::new(chunk.clone()) as Arc<dyn ChunkRows>)).boxed()
     }
 }
 
@@ -251,7 +294,25 @@ impl Stage {
     /// Raises the fence and makes the staging table.
     pub async fn begin(&self, ticket: Ticket, plan: &LoadPlan) {
         self.destination.raise_fence(ticket).await.unwrap().unwrap();
-        assert!(self.destination.prepare_staging(ticket, plan).await.unwrap());
+        assert!(self.prepare(ticket, plan).await);
+    }
+
+    /// Whether the fence admits it.
+    pub async fn prepare(&self, ticket: Ticket, plan: &LoadPlan) -> bool {
+        let staging = self.destination.prepare_staging(ticket, plan, self.wanted).await.unwrap();
+        let in_object =
+            self.wanted == Staging::Object && self.postgres.is_some() && plan.may_wait_in_object(ticket.attempt);
+        let expected = if in_object { Staging::Object } else { Staging::Table };
+        assert!(staging.is_none_or(|staging| staging == expected), "{staging:?}");
+        staging.is_some()
+    }
+
+    /// What was written of an import, to be read again.
+    pub fn source(&self, ticket: Ticket) -> Chunks {
+        let written = self.written.lock().unwrap();
+        Chunks(
+            written.get(&(ticket.import, ticket.attempt)).into_iter().flat_map(|all| all.values().cloned()).collect(),
+        )
     }
 
     /// Fails unless a chunk of that ticket finds a fence that is older.
@@ -261,7 +322,13 @@ impl Stage {
     }
 
     pub async fn write(&self, ticket: Ticket, index: u32, plan: &LoadPlan, chunk: ParsedChunk) -> Written {
-        self.destination.write_chunk(ticket, ChunkIndex(index), plan, Arc::new(chunk), &Records).await.unwrap()
+        let rows = Arc::new(chunk.clone());
+        let written = self.destination.write_chunk(ticket, ChunkIndex(index), plan, rows, &Records).await.unwrap();
+        if matches!(written, Written::Committed(_)) {
+            let mut known = self.written.lock().unwrap();
+            known.entry((ticket.import, ticket.attempt)).or_default().entry(index).or_insert(chunk);
+        }
+        written
     }
 
     pub async fn publish(
@@ -272,7 +339,8 @@ impl Stage {
         rows: u64,
         on_error: OnError,
     ) -> PublishOutcome {
-        self.destination.publish(ticket, plan, Planned { chunks, rows }, on_error, &Records).await.unwrap()
+        let source = self.source(ticket);
+        self.destination.publish(ticket, plan, Planned { chunks, rows }, on_error, &source).await.unwrap()
     }
 
     /// One chunk, from the fence to the publish.

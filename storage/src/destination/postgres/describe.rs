@@ -12,6 +12,8 @@ use crate::destination::{DestinationError, sql};
 pub(super) struct Found {
     /// Its schema.
     pub(super) schema: String,
+    /// Whether row-level security is on.
+    pub(super) row_security: bool,
     /// Its columns, with their types as the database writes them.
     pub(super) columns: Vec<FoundColumn>,
 }
@@ -68,8 +70,8 @@ pub(super) async fn find(connection: &mut PgConnection, table: &TableName) -> Re
             return Err(sql::refused(format!("the schema '{schema}' does not exist: create it first")));
         }
     }
-    let relation: Option<(i64, String, String, bool, bool)> = sqlx::query_as(
-        "SELECT c.oid::bigint, n.nspname::text, c.relkind::text, \
+    let relation: Option<(i64, String, String, bool, bool, bool)> = sqlx::query_as(
+        "SELECT c.oid::bigint, n.nspname::text, c.relkind::text, c.relrowsecurity, \
                 EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_type = '3'), \
                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') \
                         AND t.tgtype & 7 = 7) \
@@ -79,7 +81,7 @@ pub(super) async fn find(connection: &mut PgConnection, table: &TableName) -> Re
     .fetch_optional(&mut *connection)
     .await
     .map_err(failure)?;
-    let Some((oid, schema, kind, has_insert_rule, has_row_trigger)) = relation else { return Ok(None) };
+    let Some((oid, schema, kind, row_security, has_insert_rule, has_row_trigger)) = relation else { return Ok(None) };
     check_kind(table, &schema, &kind)?;
     if has_insert_rule {
         return Err(sql::refused(format!(
@@ -104,7 +106,7 @@ pub(super) async fn find(connection: &mut PgConnection, table: &TableName) -> Re
                 .into_column(has_row_trigger)
         })
         .collect();
-    Ok(Some(Found { schema, columns }))
+    Ok(Some(Found { schema, row_security, columns }))
 }
 
 /// Rows are inserted into tables only.

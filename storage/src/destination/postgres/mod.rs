@@ -1,12 +1,14 @@
-//! PostgreSQL as the destination: binary COPY into staging, published by rename or `INSERT … SELECT`.
+//! PostgreSQL as the destination: binary COPY into staging, published by rename or `INSERT … SELECT`, or straight into the
+//! table.
 //!
 //! Called by the actors: owners raise the fence, prepare and publish; workers write chunks. Works on the pool of `sqlx`,
 //! since COPY cannot join a transaction of sea-orm. In reading order: `session` (a transaction, and what errors mean),
-//! `fence`, `describe`, `staging`, `write`, `publish`, `rejects`.
+//! `fence`, `describe`, `staging`, `write`, `publish`, `direct`, `rejects`.
 //!
 //! Durability is the server's own: nothing here touches `fsync`, `synchronous_commit` or the WAL level.
 
 mod describe;
+mod direct;
 mod fence;
 mod publish;
 mod refusals;
@@ -29,8 +31,8 @@ use self::session::{Session, Work, failure};
 use crate::silence::Silence;
 
 use super::{
-    ChunkRows, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket,
-    Written,
+    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome,
+    RecordLookup, Staging, Ticket, Written,
 };
 
 /// How long a connection is waited for.
@@ -163,8 +165,13 @@ impl Destination for PostgresDestination {
         self.watched(fence::raise(&self.pool, ticket)).await
     }
 
-    async fn prepare_staging(&self, ticket: Ticket, plan: &LoadPlan) -> Result<bool, DestinationError> {
-        self.watched(staging::prepare(&self.pool, ticket, plan)).await
+    async fn prepare_staging(
+        &self,
+        ticket: Ticket,
+        plan: &LoadPlan,
+        wanted: Staging,
+    ) -> Result<Option<Staging>, DestinationError> {
+        self.watched(staging::prepare(&self.pool, ticket, plan, wanted)).await
     }
 
     async fn write_chunk(
@@ -209,9 +216,9 @@ impl Destination for PostgresDestination {
         plan: &LoadPlan,
         planned: Planned,
         on_error: OnError,
-        lookup: &dyn RecordLookup,
+        source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError> {
-        self.watched(publish::publish(&self.pool, ticket, plan, planned, on_error, lookup)).await
+        self.watched(publish::publish(&self.pool, ticket, plan, planned, on_error, source)).await
     }
 
     async fn abort(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError> {

@@ -2,18 +2,21 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgPool;
+use futures::StreamExt as _;
+use sqlx::postgres::{PgDatabaseError, PgPool};
 
 use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
 
 use super::describe;
+use super::direct::{self, Direct};
 use super::fence::{self, Fence, Lock};
 use super::refusals::Refusals;
 use super::rejects::{self, Found};
 use super::session::{self, Commit, Session, Work, failure};
 use super::staging;
+use super::write::{self, Copy};
 use crate::destination::shape;
-use crate::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, RecordLookup, Ticket, sql};
+use crate::destination::{ChunkSource, DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket, sql};
 use crate::failpoint;
 
 /// What the sort of the staged rows may take; it spills to disk beyond.
@@ -43,9 +46,9 @@ pub(super) async fn publish(
     plan: &LoadPlan,
     planned: Planned,
     on_error: OnError,
-    lookup: &dyn RecordLookup,
+    source: &dyn ChunkSource,
 ) -> Result<PublishOutcome, DestinationError> {
-    let outcome = publish_once(pool, ticket, plan, planned, on_error, lookup).await;
+    let outcome = publish_once(pool, ticket, plan, planned, on_error, source).await;
     if let Err(error) = &outcome
         && session::is_lock_timeout(error)
     {
@@ -62,7 +65,7 @@ async fn publish_once(
     plan: &LoadPlan,
     planned: Planned,
     on_error: OnError,
-    lookup: &dyn RecordLookup,
+    source: &dyn ChunkSource,
 ) -> Result<PublishOutcome, DestinationError> {
     let mut session = Session::begin(pool, Some(ticket), Work::Long).await?;
     if let Some(outcome) = closed(&mut session, ticket).await? {
@@ -71,46 +74,67 @@ async fn publish_once(
     }
     let name = sql::staging_name(ticket.import, ticket.attempt);
     let ledger = read_ledger(&mut session, ticket).await?;
-    let Some(schema) = staging::schema_of(session.connection(), &name).await? else {
+    let schema = staging::schema_of(session.connection(), &name).await?;
+    if schema.is_none() && !plan.may_wait_in_object(ticket.attempt) {
         session.rollback().await;
         return Err(staging::lost(&name));
-    };
+    }
     if let Err(outcome) = check(&ledger, planned, on_error) {
         session.rollback().await;
         return Ok(outcome);
     }
-    let staged = (ledger.rows - ledger.rejected) as u64;
-    let published = match plan.target {
-        Target::NewTable => match rename(&mut session, plan, &schema, &name).await? {
-            Renamed::Done => Published { rows_loaded: staged, rows_rejected: ledger.rejected as u64 },
+    let (good, rejected) = ((ledger.rows - ledger.rejected) as u64, ledger.rejected as u64);
+    let published = match (&plan.target, schema) {
+        (Target::NewTable, None) => return Err(staging::lost(&name)),
+        (Target::NewTable, Some(schema)) => match rename(&mut session, plan, &schema, &name).await? {
+            Renamed::Done => Published { rows_loaded: good, rows_rejected: rejected },
             Renamed::TableAppeared => {
                 session.rollback().await;
                 return Ok(PublishOutcome::TableAppeared);
             }
         },
-        Target::ExistingTable => {
-            let mut moving = Moving {
-                session: &mut session,
-                ticket,
-                plan,
-                schema: &schema,
-                name: &name,
-                on_error,
-                lookup,
-                rejected: ledger.rejected as u64,
-                loaded: 0,
-                found: Vec::new(),
+        (Target::ExistingTable, staged) => {
+            let direct = match &staged {
+                Some(_) => None,
+                None => Some(direct::copy(&mut session, plan, source).await?),
             };
-            let within_limit = moving.all(planned.rows, staged).await?;
-            moving.look_up_records().await?;
-            let (loaded, rejected, found) = (moving.loaded, moving.rejected, moving.found);
-            if !within_limit {
-                session.rollback().await;
-                return list_found(pool, ticket, rejected, &found).await;
+            if let Some(Direct::Loaded(rows_loaded)) = direct {
+                Published { rows_loaded, rows_rejected: rejected }
+            } else {
+                let schema = match staged {
+                    Some(schema) => schema,
+                    None => {
+                        let found = staging::existing(session.connection(), plan).await?;
+                        staging::create(&mut session, &found.schema, &name, plan, Some(&found)).await?;
+                        found.schema
+                    }
+                };
+                let mut moving = Moving {
+                    session: &mut session,
+                    ticket,
+                    plan,
+                    schema: &schema,
+                    name: &name,
+                    on_error,
+                    source,
+                    rejected,
+                    loaded: 0,
+                    found: Vec::new(),
+                };
+                let within_limit = match direct {
+                    Some(Direct::Refused(fault)) => moving.stage_and_move(planned.rows, fault).await?,
+                    _ => moving.all(planned.rows, good, None).await?,
+                };
+                moving.look_up_records().await?;
+                let (loaded, rejected, found) = (moving.loaded, moving.rejected, moving.found);
+                if !within_limit {
+                    session.rollback().await;
+                    return list_found(pool, ticket, rejected, &found).await;
+                }
+                rejects::insert(session.connection(), ticket, Found::InPublish, &found).await.map_err(failure)?;
+                session.run(format!("DROP TABLE {}", sql::qualified(&schema, &name)?)).await.map_err(failure)?;
+                Published { rows_loaded: loaded, rows_rejected: rejected }
             }
-            rejects::insert(session.connection(), ticket, Found::InPublish, &found).await.map_err(failure)?;
-            session.run(format!("DROP TABLE {}", sql::qualified(&schema, &name)?)).await.map_err(failure)?;
-            Published { rows_loaded: loaded, rows_rejected: rejected }
         }
     };
     if published.rows_loaded + published.rows_rejected != planned.rows {
@@ -272,32 +296,79 @@ struct Moving<'a> {
     schema: &'a str,
     name: &'a str,
     on_error: OnError,
-    lookup: &'a dyn RecordLookup,
+    source: &'a dyn ChunkSource,
     rejected: u64,
     loaded: u64,
     found: Vec<Reject>,
 }
 
 /// Why rows did not go in.
-struct Fault {
+pub(super) struct Fault {
     detail: String,
     column: Option<String>,
     /// Whether a constraint said so.
     constraint: bool,
 }
 
+impl Fault {
+    /// What the database said.
+    pub(super) fn of(fault: &PgDatabaseError) -> Self {
+        Self {
+            detail: session::describe(fault),
+            column: fault.column().map(str::to_owned),
+            constraint: fault.code().starts_with("23"),
+        }
+    }
+
+    /// Fewer rows went in than were sent.
+    pub(super) fn passed_over() -> Self {
+        Self::other("a trigger of the table passed over the row".to_owned())
+    }
+
+    /// One that no constraint and no column is named by.
+    pub(super) fn other(detail: String) -> Self {
+        Self { detail, column: None, constraint: false }
+    }
+}
+
 impl Moving<'_> {
+    /// The rows wait in the object, and one of them was refused: stages all, for the search. False as in [`Self::all`].
+    async fn stage_and_move(&mut self, last: u64, refused: Fault) -> Result<bool, DestinationError> {
+        tracing::info!(import_id = %self.ticket.import, why = refused.detail, "a row was refused: staging the rows");
+        let (mut copy, before) = (Copy::new(self.plan, self.schema, self.name)?, self.rejected);
+        let mut chunks = self.source.chunks();
+        while let Some(rows) = chunks.next().await {
+            copy.stage(self.session, rows?).await?;
+            for reject in copy.rejects(self.source).await? {
+                self.list(reject).await?;
+            }
+            if self.on_error.is_exceeded(self.rejected) {
+                return Ok(false);
+            }
+        }
+        self.flush().await?;
+        // Unless what was refused is not even staged, it is known by now that not all rows go in.
+        let known = (refused.constraint && self.rejected == before).then_some(refused);
+        self.all(last, copy.copied, known).await
+    }
+
     /// Moves all rows; where some are refused, halves the batch until each stands alone. Ascending, so that of rows that
-    /// collide the lowest stays. False: more were refused than the import allows.
-    async fn all(&mut self, last: u64, staged: u64) -> Result<bool, DestinationError> {
+    /// collide the lowest stays. `known`: why not all of them go in. False: more were refused than the import allows.
+    async fn all(&mut self, last: u64, staged: u64, known: Option<Fault>) -> Result<bool, DestinationError> {
         // Deferred constraints would speak only at COMMIT, where no row can be named.
         self.session
             .run(format!("SET LOCAL work_mem = '{SORT_MEMORY}'; SET CONSTRAINTS ALL IMMEDIATE"))
             .await
             .map_err(failure)?;
         // Either all rows go in, or none and each is looked at in its order.
-        let ordered = self.order_is_seen().await?;
-        let Some(mut fault) = self.insert("", staged, ordered).await? else { return Ok(true) };
+        let refused = match known {
+            Some(fault) => Some(fault),
+            None => {
+                let ordered = self.order_is_seen().await?;
+                self.insert("", staged, ordered).await?
+            }
+        };
+        let Some(mut fault) = refused else { return Ok(true) };
         self.index().await?;
         let mut staged = staged;
         if fault.constraint {
@@ -344,7 +415,8 @@ impl Moving<'_> {
     /// Takes out the rows that constraints refuse for certain, many at once, before any other was found. False: more than the import
     /// allows. Where the database does not let us (a table that may not be read, say), nothing is taken out.
     async fn take_out(&mut self, last: u64) -> Result<bool, DestinationError> {
-        let before = self.rejected;
+        // What was found before is listed already, where there is no limit.
+        let (before, listed) = (self.rejected, self.found.len());
         self.session.run("SAVEPOINT longshore_take_out").await.map_err(failure)?;
         let error = match self.take_ranges(last).await? {
             Ok(within_limit) => {
@@ -360,7 +432,7 @@ impl Moving<'_> {
             .await
             .map_err(failure)?;
         self.rejected = before;
-        self.found.clear();
+        self.found.truncate(listed);
         Ok(true)
     }
 
@@ -418,17 +490,9 @@ impl Moving<'_> {
                 self.loaded += inserted;
                 return Ok(None);
             }
-            Ok(_) => Fault {
-                detail: "a trigger of the table passed over the row".to_owned(),
-                column: None,
-                constraint: false,
-            },
-            Err(error) => match session::database_error(&error).filter(|error| session::is_row_fault(error)) {
-                Some(fault) => Fault {
-                    detail: session::describe(fault),
-                    column: fault.column().map(str::to_owned),
-                    constraint: fault.code().starts_with("23"),
-                },
+            Ok(_) => Fault::passed_over(),
+            Err(error) => match write::row_fault(&error) {
+                Some(fault) => Fault::of(fault),
                 None => return Err(staging::staging_failure(self.name, error)),
             },
         };
@@ -459,7 +523,7 @@ impl Moving<'_> {
     /// Lists a refused row. Without a limit there may be very many: then they are written in between.
     async fn reject(&mut self, row: RowNumber, fault: &Fault) -> Result<(), DestinationError> {
         let known = fault.column.as_ref().filter(|column| self.plan.fields.iter().any(|field| field.name == **column));
-        self.found.push(Reject {
+        let reject = Reject {
             row,
             line: LineNumber(0),
             column: known.cloned(),
@@ -467,9 +531,22 @@ impl Moving<'_> {
             reason: RejectReason::ConstraintViolation,
             detail: fault.detail.clone(),
             record: Vec::new(),
-        });
+        };
+        self.list(reject).await
+    }
+
+    async fn list(&mut self, reject: Reject) -> Result<(), DestinationError> {
+        self.found.push(reject);
         self.rejected += 1;
-        if self.on_error.max_rejects.is_none() && self.found.len() >= FLUSH_ROWS {
+        if self.found.len() >= FLUSH_ROWS {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the rows that are listed, unless there may be more of them than the import allows: then nothing stays written.
+    async fn flush(&mut self) -> Result<(), DestinationError> {
+        if self.on_error.max_rejects.is_none() {
             self.look_up_records().await?;
             rejects::insert(self.session.connection(), self.ticket, Found::InPublish, &self.found)
                 .await
@@ -482,7 +559,7 @@ impl Moving<'_> {
     /// Finds the raw records of the rows that are listed.
     async fn look_up_records(&mut self) -> Result<(), DestinationError> {
         let rows: Vec<RowNumber> = self.found.iter().map(|reject| reject.row).collect();
-        let mut records = shape::records(&rows, self.lookup).await?;
+        let mut records = shape::records(&rows, self.source).await?;
         for reject in &mut self.found {
             (reject.line, reject.record) = records.remove(&reject.row).unwrap_or_default();
         }

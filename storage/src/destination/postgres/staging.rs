@@ -2,24 +2,25 @@
 
 use sqlx::postgres::{PgConnection, PgPool};
 
-use longshore_domain::{ColumnType, ImportId, LoadPlan, Target};
+use longshore_domain::{ColumnType, FieldPlan, ImportId, LoadPlan, Target};
 
 use super::describe::{self, Found};
 use super::fence::{self, Lock};
 use super::session::{self, Session, Work, failure};
-use crate::destination::{DestinationError, Ticket, sql};
-
-/// What staging tables for existing destinations are: LOGGED, as those for new tables have to be, so that the ledger
-/// never outlives the rows.
-const PERSISTENCE: &str = "";
+use crate::destination::{DestinationError, Staging, Ticket, sql};
 
 /// See [`crate::destination::Destination::prepare_staging`].
-pub(super) async fn prepare(pool: &PgPool, ticket: Ticket, plan: &LoadPlan) -> Result<bool, DestinationError> {
+pub(super) async fn prepare(
+    pool: &PgPool,
+    ticket: Ticket,
+    plan: &LoadPlan,
+    wanted: Staging,
+) -> Result<Option<Staging>, DestinationError> {
     sql::check_lengths(plan)?;
     let mut session = Session::begin(pool, Some(ticket), Work::Short).await?;
     if !fence::admits(&mut session, ticket, Lock::Update).await? {
         session.rollback().await;
-        return Ok(false);
+        return Ok(None);
     }
     clear_others(&mut session, ticket).await?;
     let name = sql::staging_name(ticket.import, ticket.attempt);
@@ -27,8 +28,11 @@ pub(super) async fn prepare(pool: &PgPool, ticket: Ticket, plan: &LoadPlan) -> R
         Target::NewTable => None,
         Target::ExistingTable => Some(existing(session.connection(), plan).await?),
     };
+    let in_object = wanted == Staging::Object && plan.may_wait_in_object(ticket.attempt);
     let schema = match (schema_of(session.connection(), &name).await?, &found) {
-        (Some(schema), _) => schema,
+        (Some(schema), _) => Some(schema),
+        // COPY does not go through a table's row-level security.
+        (None, Some(found)) if in_object && !found.row_security => None,
         (None, found) => {
             if has_ledger(session.connection(), ticket).await? {
                 session.rollback().await;
@@ -39,15 +43,26 @@ pub(super) async fn prepare(pool: &PgPool, ticket: Ticket, plan: &LoadPlan) -> R
                 None => new_schema(session.connection(), plan).await?,
             };
             create(&mut session, &schema, &name, plan, found.as_ref()).await?;
-            schema
+            Some(schema)
         }
     };
-    if found.is_some() {
-        let explain = format!("EXPLAIN {}", insert_statement(plan, &schema, &name, "", true)?);
-        session.run(explain).await.map_err(|error| misfit(plan, error))?;
+    if let Some(found) = &found {
+        let insert = match &schema {
+            Some(schema) => insert_statement(plan, schema, &name, "", true)?,
+            None => insert_of_nulls(plan, found)?,
+        };
+        session.run(format!("EXPLAIN {insert}")).await.map_err(|error| misfit(plan, error))?;
     }
     fence::finish(session).await?;
-    Ok(true)
+    Ok(Some(if schema.is_some() { Staging::Table } else { Staging::Object }))
+}
+
+/// The same columns without a staging table, for the database to look at.
+fn insert_of_nulls(plan: &LoadPlan, found: &Found) -> Result<String, DestinationError> {
+    let (table, columns) = (describe::quoted(&plan.table)?, sql::column_list(plan)?);
+    let null = |field: &FieldPlan| Ok(format!("NULL::{}", column_type(&field.kind, &field.name, Some(found))?));
+    let nulls = plan.fields.iter().map(null).collect::<Result<Vec<_>, DestinationError>>()?.join(", ");
+    Ok(format!("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {nulls}"))
 }
 
 /// Whoever hands out chunks has raised the fence to its epoch: where it is older, the database was set back.
@@ -139,7 +154,7 @@ async fn has_ledger(connection: &mut PgConnection, ticket: Ticket) -> Result<boo
 }
 
 /// The table that the plan was made for.
-async fn existing(connection: &mut PgConnection, plan: &LoadPlan) -> Result<Found, DestinationError> {
+pub(super) async fn existing(connection: &mut PgConnection, plan: &LoadPlan) -> Result<Found, DestinationError> {
     describe::find(connection, &plan.table)
         .await?
         .ok_or_else(|| sql::refused(format!("the table '{}' is gone since the import was planned", plan.table)))
@@ -155,7 +170,7 @@ async fn new_schema(connection: &mut PgConnection, plan: &LoadPlan) -> Result<St
     schema.ok_or_else(|| sql::refused("the search_path of the service's role names no schema that exists"))
 }
 
-async fn create(
+pub(super) async fn create(
     session: &mut Session,
     schema: &str,
     name: &str,
@@ -171,8 +186,8 @@ async fn create(
     if found.is_some() {
         columns.push(format!("{} bigint NOT NULL", sql::identifier(&sql::row_column(plan))?));
     }
-    let persistence = if found.is_some() { PERSISTENCE } else { "" };
-    let statement = format!("CREATE {persistence} TABLE {} ({})", sql::qualified(schema, name)?, columns.join(", "));
+    // LOGGED, so that the ledger never outlives the rows.
+    let statement = format!("CREATE TABLE {} ({})", sql::qualified(schema, name)?, columns.join(", "));
     session.run(statement).await.map_err(|error| misfit(plan, error))?;
     Ok(())
 }

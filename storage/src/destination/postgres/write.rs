@@ -119,13 +119,16 @@ async fn write(
         session.rollback().await;
         return answer(Written::Fenced);
     }
-    let Some(schema) = before.schema else {
-        session.rollback().await;
-        return Err(staging::lost(&name));
+    let mut copy = match &before.schema {
+        Some(schema) => Some(Copy::new(plan, schema, &name)?),
+        None if plan.may_wait_in_object(ticket.attempt) => None,
+        None => {
+            session.rollback().await;
+            return Err(staging::lost(&name));
+        }
     };
-    let mut copy = Copy::new(plan, &schema, &name)?;
-    let (ChunkEnd { rows, mut rejects, widenings }, extent) = match rows {
-        Rows::Read(rows) => match copy.stream(&mut session, rows).await {
+    let (ChunkEnd { rows, mut rejects, widenings }, extent) = match (&mut copy, rows) {
+        (Some(copy), Rows::Read(rows)) => match copy.stream(&mut session, rows).await {
             Ok(read) => read?,
             Err(error) if row_fault(&error).is_some() => {
                 session.rollback().await;
@@ -133,23 +136,25 @@ async fn write(
             }
             Err(error) => return Err(staging::staging_failure(&name, error)),
         },
-        Rows::Held(held) => copy.around_bad(&mut session, held).await?,
+        (Some(copy), Rows::Held(held)) => copy.around_bad(&mut session, held).await?,
+        (None, Rows::Read(rows)) => count(plan, rows).await?,
+        (None, Rows::Held(held)) => count(plan, Arc::new(held.parsed)).await?,
     };
     if !widenings.is_empty() {
         session.rollback().await;
         return answer(Written::Widen(widenings));
     }
     failpoint::pass("chunk.copied");
-    if !copy.bad.is_empty() {
-        rejects.extend(found_rejects(std::mem::take(&mut copy.bad), lookup).await?);
+    if let Some(copy) = &mut copy {
+        rejects.extend(copy.rejects(lookup).await?);
+        let (copied, rejected) = (copy.copied, rejects.len());
+        if copied + rejected as u64 != rows {
+            return Err(miscounted(format!(
+                "chunk {chunk} has {rows} rows, but {copied} were copied and {rejected} rejected"
+            )));
+        }
     }
     let rejected = rejects.len() as u64;
-    if copy.copied + rejected != rows {
-        return Err(miscounted(format!(
-            "chunk {chunk} has {rows} rows, but {} were copied and {rejected} rejected",
-            copy.copied
-        )));
-    }
     match record(&mut session, ticket, chunk, extent, rejected).await {
         Ok(true) => {}
         Ok(false) => {
@@ -175,6 +180,11 @@ async fn write(
         session.rollback().await;
         return answer(Written::Fenced);
     }
+    // Staging is made under the fence: an attempt's chunks are all staged, or none is.
+    if copy.is_none() && staging::schema_of(session.connection(), &name).await?.is_some() {
+        session.rollback().await;
+        return Err(DestinationError::Unavailable { reason: format!("the table {name} was made meanwhile") });
+    }
     failpoint::pass("chunk.commit.before");
     let committed = session.commit().await?;
     failpoint::pass("chunk.commit.after");
@@ -185,6 +195,21 @@ async fn write(
         }
         Commit::Unknown(error) => answer(look_up(pool, ticket, chunk, error).await?),
     }
+}
+
+/// Reads a chunk whose rows wait in the object: what it holds, and that it holds together.
+async fn count(plan: &LoadPlan, rows: Arc<dyn ChunkRows>) -> Result<(ChunkEnd, Extent), DestinationError> {
+    let fields = plan.fields.len();
+    let read = move || {
+        let mut check = Check::default();
+        let end = rows.read(&mut |batch| {
+            check.batch(fields, &batch);
+            true
+        });
+        let end = end.unwrap_or_default();
+        check.end(&end).map(|extent| (end, extent))
+    };
+    tokio::task::spawn_blocking(read).await.map_err(reader_failed)?
 }
 
 fn tally(rows: i64, rejected: i64) -> Tally {
@@ -303,18 +328,19 @@ async fn found_rejects(bad: Vec<Bad>, lookup: &dyn RecordLookup) -> Result<Vec<R
         .collect())
 }
 
-/// The COPY of a chunk, without the rows that are refused.
-struct Copy<'a> {
+/// The COPY of chunks into staging, without the rows that are refused.
+pub(super) struct Copy<'a> {
     plan: &'a LoadPlan,
     name: &'a str,
     statement: String,
     shape: Shape,
-    copied: u64,
+    /// Rows in it so far.
+    pub(super) copied: u64,
     bad: Vec<Bad>,
 }
 
 impl<'a> Copy<'a> {
-    fn new(plan: &'a LoadPlan, schema: &str, name: &'a str) -> Result<Self, DestinationError> {
+    pub(super) fn new(plan: &'a LoadPlan, schema: &str, name: &'a str) -> Result<Self, DestinationError> {
         let shape = Shape {
             text: plan.fields.iter().any(|field| matches!(field.kind, ColumnType::Native(_))),
             numbered: plan.target == Target::ExistingTable,
@@ -326,6 +352,34 @@ impl<'a> Copy<'a> {
         let format = if shape.text { "text" } else { "binary" };
         let statement = format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", sql::qualified(schema, name)?);
         Ok(Self { plan, name, statement, shape, copied: 0, bad: Vec::new() })
+    }
+
+    /// A chunk within a transaction that goes on whatever becomes of its rows.
+    pub(super) async fn stage(
+        &mut self,
+        session: &mut Session,
+        rows: Arc<dyn ChunkRows>,
+    ) -> Result<ChunkEnd, DestinationError> {
+        session.run("SAVEPOINT longshore_stage").await.map_err(failure)?;
+        let refused = match self.stream(session, Arc::clone(&rows)).await {
+            Ok(read) => {
+                session.run("RELEASE SAVEPOINT longshore_stage").await.map_err(failure)?;
+                return read.map(|(end, _)| end);
+            }
+            Err(error) if row_fault(&error).is_some() => error,
+            Err(error) => return Err(staging::staging_failure(self.name, error)),
+        };
+        session
+            .run("ROLLBACK TO SAVEPOINT longshore_stage; RELEASE SAVEPOINT longshore_stage")
+            .await
+            .map_err(failure)?;
+        let held = Held { parsed: collect(rows, cells::rechunk).await?, refused };
+        self.around_bad(session, held).await.map(|(end, _)| end)
+    }
+
+    /// The rows that were refused since the last time.
+    pub(super) async fn rejects(&mut self, lookup: &dyn RecordLookup) -> Result<Vec<Reject>, DestinationError> {
+        found_rejects(std::mem::take(&mut self.bad), lookup).await
     }
 
     /// Reads, encodes and sends at the same time.
@@ -346,7 +400,7 @@ impl<'a> Copy<'a> {
             encoder.finish();
             Some(check.end(&end).map(|extent| (end, extent)))
         };
-        match self.send(session, read).await? {
+        match send(session, &self.statement, read).await? {
             Ok((copied, Some(read))) => {
                 self.copied += copied;
                 Ok(read)
@@ -354,27 +408,6 @@ impl<'a> Copy<'a> {
             // Whoever says stop is the connection, and that has failed.
             Ok((_, None)) => Err(sqlx::Error::Protocol("the COPY ended before its rows".to_owned())),
             Err(panicked) => Ok(Err(panicked)),
-        }
-    }
-
-    /// What is made on a thread for blocking work is sent from here; the rows that were copied.
-    async fn send<T: Send + 'static>(
-        &self,
-        session: &mut Session,
-        make: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> bool) -> T + Send + 'static,
-    ) -> Result<Result<(u64, T), DestinationError>, sqlx::Error> {
-        let mut copy = session.connection().copy_in_raw(&self.statement).await?;
-        let (pieces, mut ready) = mpsc::channel(PIECES_IN_FLIGHT);
-        let maker = tokio::task::spawn_blocking(move || make(&mut |piece| pieces.blocking_send(piece).is_ok()));
-        while let Some(piece) = ready.recv().await {
-            copy.send(piece).await?;
-        }
-        match maker.await {
-            Ok(made) => Ok(Ok((copy.finish().await?, made))),
-            Err(panicked) => {
-                copy.abort("the reader failed").await?;
-                Ok(Err(reader_failed(panicked)))
-            }
         }
     }
 
@@ -456,7 +489,8 @@ impl<'a> Copy<'a> {
     ) -> Result<Option<sqlx::Error>, DestinationError> {
         let expected = ranges.iter().map(Range::len).sum::<usize>() as u64;
         let (batches, shape, ranges) = (Arc::clone(batches), self.shape, ranges.to_vec());
-        let (copied, ()) = match self.send(session, move |sink| encode(&batches, &ranges, shape, sink)).await {
+        let make = move |sink: &mut dyn FnMut(Vec<u8>) -> bool| encode(&batches, &ranges, shape, sink);
+        let (copied, ()) = match send(session, &self.statement, make).await {
             Ok(sent) => sent?,
             Err(error) => return Ok(Some(error)),
         };
@@ -493,8 +527,29 @@ impl<'a> Copy<'a> {
     }
 }
 
+/// A COPY of what is made on a thread for blocking work, and sent from here; the rows that were copied.
+pub(super) async fn send<T: Send + 'static>(
+    session: &mut Session,
+    statement: &str,
+    make: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> bool) -> T + Send + 'static,
+) -> Result<Result<(u64, T), DestinationError>, sqlx::Error> {
+    let mut copy = session.connection().copy_in_raw(statement).await?;
+    let (pieces, mut ready) = mpsc::channel(PIECES_IN_FLIGHT);
+    let maker = tokio::task::spawn_blocking(move || make(&mut |piece| pieces.blocking_send(piece).is_ok()));
+    while let Some(piece) = ready.recv().await {
+        copy.send(piece).await?;
+    }
+    match maker.await {
+        Ok(made) => Ok(Ok((copy.finish().await?, made))),
+        Err(panicked) => {
+            copy.abort("the reader failed").await?;
+            Ok(Err(reader_failed(panicked)))
+        }
+    }
+}
+
 /// The fault of a row that a COPY ended with.
-fn row_fault(error: &sqlx::Error) -> Option<&PgDatabaseError> {
+pub(super) fn row_fault(error: &sqlx::Error) -> Option<&PgDatabaseError> {
     session::database_error(error).filter(|error| session::is_row_fault(error))
 }
 

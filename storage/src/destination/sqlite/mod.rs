@@ -27,8 +27,8 @@ use self::connection::{Class, Writer, failure, panicked};
 use self::publish::Moved;
 use super::gate::WriteGate;
 use super::{
-    ChunkRows, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, RecordLookup, Ticket,
-    Written, shape,
+    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome,
+    RecordLookup, Staging, Ticket, Written, shape,
 };
 use crate::failpoint;
 
@@ -139,10 +139,17 @@ impl Destination for SqliteDestination {
         self.write(Class::Control, move |connection| fence::raise(connection, ticket), Option::is_some).await
     }
 
-    async fn prepare_staging(&self, ticket: Ticket, plan: &LoadPlan) -> Result<bool, DestinationError> {
+    /// There is always a table.
+    async fn prepare_staging(
+        &self,
+        ticket: Ticket,
+        plan: &LoadPlan,
+        _wanted: Staging,
+    ) -> Result<Option<Staging>, DestinationError> {
         let plan = plan.clone();
-        self.write(Class::Bulk, move |connection| staging::prepare(connection, ticket, &plan), |admitted| *admitted)
-            .await
+        let prepare = move |connection: &Connection| staging::prepare(connection, ticket, &plan);
+        let admitted = self.write(Class::Bulk, prepare, |admitted| *admitted).await?;
+        Ok(admitted.then_some(Staging::Table))
     }
 
     async fn write_chunk(
@@ -191,7 +198,7 @@ impl Destination for SqliteDestination {
         plan: &LoadPlan,
         planned: Planned,
         on_error: OnError,
-        lookup: &dyn RecordLookup,
+        source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError> {
         let plan = plan.clone();
         let writer = Writer::take(&self.gate, &self.writer, Class::Bulk).await;
@@ -205,7 +212,7 @@ impl Destination for SqliteDestination {
             // The writer rolls back.
             Moved::Answer(outcome) => Ok(outcome),
             Moved::Within { published, found } => {
-                let writer = list(writer, ticket, found, lookup).await?;
+                let writer = list(writer, ticket, found, source).await?;
                 let work = move |connection: &mut Connection| {
                     publish::mark(connection, ticket, published)?;
                     failpoint::pass("publish.commit.before");
@@ -225,7 +232,7 @@ impl Destination for SqliteDestination {
                 if !admitted {
                     return Ok(PublishOutcome::Fenced);
                 }
-                let writer = list(writer, ticket, found, lookup).await?;
+                let writer = list(writer, ticket, found, source).await?;
                 writer.run(|connection| connection.execute_batch("COMMIT").map_err(failure)).await?;
                 Ok(PublishOutcome::TooManyRejects(rejected))
             }
