@@ -31,11 +31,16 @@ fn many_chunks() -> Options<'static> {
     Options { chunk_size: "4096", ..Options::default() }
 }
 
+/// What the transaction of a chunk does, whether its rows are staged or not.
+const CHUNK: &str = "INSERT INTO longshore_ledger";
+
 /// A step of an import.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Planning,
     Running,
+    /// Where a table that is there gets its rows.
+    Copying,
     Publishing,
 }
 
@@ -71,9 +76,10 @@ fn statement(step: Step, failing: Failing) -> (&'static str, u32) {
     match (step, failing) {
         (Step::Planning, Failing::Control) => ("SET \"plan\"", 0),
         (Step::Running, Failing::Control) => ("UPDATE \"longshore_chunks\"", 20),
-        (Step::Publishing, Failing::Control) => ("\"bytes_done\" = \"size\"", 0),
+        (Step::Copying | Step::Publishing, Failing::Control) => ("\"bytes_done\" = \"size\"", 0),
         (Step::Planning, _) => ("DELETE FROM longshore_ledger WHERE import = $1 AND attempt <> $2", 0),
-        (Step::Running, _) => ("COPY ", 10),
+        (Step::Running, _) => (CHUNK, 10),
+        (Step::Copying, _) => ("COPY ", 0),
         (Step::Publishing, _) => ("SET state = 'published'", 0),
     }
 }
@@ -84,8 +90,9 @@ async fn a_server_that_crashes_in_any_step_costs_time_only() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut round = 0;
     for failing in [Failing::Control, Failing::Destination, Failing::Both] {
-        for step in [Step::Planning, Step::Running, Step::Publishing] {
-            let (table, existing) = (format!("t{round}"), random.random_bool(0.5));
+        for step in [Step::Planning, Step::Running, Step::Copying, Step::Publishing] {
+            let existing = matches!(step, Step::Copying) || random.random_bool(0.5);
+            let table = format!("t{round}");
             round += 1;
             let file = source(random.random(), ROWS, 1, 0);
             let request = two.request(&table, existing).await;
@@ -143,7 +150,7 @@ async fn a_lock_that_somebody_holds_is_waited_for() {
         let (table, existing) = (format!("t{round}"), round == 0 || random.random_bool(0.5));
         let file = source(random.random(), ROWS, 1, 0);
         let request = two.request(&table, existing).await;
-        two.destination.proxy.hold("COPY ", 10);
+        two.destination.proxy.hold(CHUNK, 10);
         let id = two.begin(&request, &file.csv).await;
         two.destination.proxy.held().await;
         let said = timeouts(&two);
@@ -337,18 +344,18 @@ async fn a_destination_that_is_set_back_never_makes_a_wrong_success() {
         let id = match lost {
             Lost::Fence => {
                 fallen_behind(&two).await;
-                two.destination.proxy.hold("COPY ", 10);
+                two.destination.proxy.hold(CHUNK, 10);
                 let id = two.begin(&request, &file.csv).await;
                 two.destination.proxy.held().await;
                 id
             }
             Lost::Chunks => {
-                two.destination.proxy.hold("COPY ", 10);
+                two.destination.proxy.hold(CHUNK, 10);
                 let id = two.begin(&request, &file.csv).await;
                 two.destination.proxy.held().await;
                 fallen_behind(&two).await;
                 two.destination.proxy.let_go();
-                two.destination.proxy.hold("COPY ", 20);
+                two.destination.proxy.hold(CHUNK, 20);
                 two.destination.proxy.held().await;
                 id
             }
@@ -408,7 +415,7 @@ async fn a_network_that_swallows_breaks_or_crawls_is_waited_for() {
             round += 1;
             let file = source(random.random(), ROWS, 1, 0);
             let request = two.request(&table, existing).await;
-            side.proxy.hold(if name == "control" { "UPDATE \"longshore_chunks\"" } else { "COPY " }, 10);
+            side.proxy.hold(if name == "control" { "UPDATE \"longshore_chunks\"" } else { CHUNK }, 10);
             let id = two.begin(&request, &file.csv).await;
             side.proxy.held().await;
             let said = retries(&two);

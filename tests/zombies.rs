@@ -31,8 +31,13 @@ const STORE_CHUNKS: &str = "INSERT INTO \"longshore_chunks\"%";
 const RENAME: &str = "ALTER TABLE %";
 const MOVE_ROWS: &str = "SAVEPOINT longshore_move%";
 
+/// How many staging tables there are.
+const STAGING_TABLES: &str = "SELECT count(*) FROM pg_class WHERE relname LIKE 'longshore\\_staging\\_%'";
+
 /// A keyed table that was there before.
 const KEYED: &str = "CREATE TABLE t (id bigint PRIMARY KEY, name text NOT NULL, note text, amount bigint)";
+/// The same with a column whose cells the database has to judge, so that rows for it are staged.
+const STAGED: &str = "CREATE TABLE t (id bigint PRIMARY KEY, name text NOT NULL, note varchar(4000), amount bigint)";
 
 #[tokio::test]
 async fn a_worker_stopped_inside_copy_holds_up_no_new_table() {
@@ -47,7 +52,7 @@ async fn a_worker_stopped_inside_copy_holds_up_no_new_table() {
 async fn a_worker_stopped_behind_its_ledger_row_holds_up_no_keyed_table() {
     let mut scene = Scene::open(S3Kind::Versity, 3, Some(KEYED)).await;
     scene.begin().await;
-    scene.cluster.database.staging_table().await;
+    scene.has_chunks().await;
     let fence = format!("SELECT FROM longshore_fences WHERE import = '{}' FOR UPDATE", scene.id);
     let victim = scene.stop_in(&fence, LAST_LOOK_AT_THE_FENCE, Who::Worker).await;
     scene.ends_without(&[victim]).await;
@@ -95,8 +100,20 @@ async fn an_owner_stopped_in_the_publish_of_a_new_table_is_replaced() {
 }
 
 #[tokio::test]
-async fn an_owner_stopped_in_the_publish_into_a_keyed_table_is_replaced() {
-    let mut scene = Scene::open(S3Kind::Versity, 3, Some(KEYED)).await;
+async fn an_owner_stopped_while_it_copies_into_a_keyed_table_is_replaced() {
+    let mut scene = Scene::open(S3Kind::Minio, 3, Some(KEYED)).await;
+    // Whoever comes to this key has to wait until it is known whether it is taken.
+    let lock = scene.cluster.database.lock("INSERT INTO t VALUES (15000, 'taken')").await;
+    scene.begin().await;
+    let victim = scene.stop_behind(lock, COPY, Who::Owner).await;
+    assert_eq!(scene.state().await, "publishing");
+    assert_eq!(scene.cluster.database.one(STAGING_TABLES).await, "0");
+    scene.ends_without(&[victim]).await;
+}
+
+#[tokio::test]
+async fn an_owner_stopped_while_it_moves_rows_into_a_keyed_table_is_replaced() {
+    let mut scene = Scene::open(S3Kind::Versity, 3, Some(STAGED)).await;
     scene.begin().await;
     scene.cluster.database.staging_table().await;
     let victim = scene.stop_in("LOCK TABLE t IN SHARE MODE", MOVE_ROWS, Who::Owner).await;
@@ -106,7 +123,7 @@ async fn an_owner_stopped_in_the_publish_into_a_keyed_table_is_replaced() {
 
 #[tokio::test]
 async fn every_worker_but_one_stopped_inside_copy_leaves_that_one_to_end_the_import() {
-    let mut scene = Scene::open(S3Kind::Minio, 3, Some(KEYED)).await;
+    let mut scene = Scene::open(S3Kind::Minio, 3, Some(STAGED)).await;
     scene.begin().await;
     let staging = scene.cluster.database.staging_table().await;
     let lock = scene.cluster.database.lock(&format!("LOCK TABLE {staging} IN SHARE MODE")).await;
@@ -150,6 +167,12 @@ impl Scene {
         let request = json!({"destination": {"table": "t"}, "columns": columns()});
         self.id = self.cluster.api.begin(&request, self.csv.clone()).await;
         self.cluster.api.act(&self.id, "complete").await;
+    }
+
+    /// Waits until chunks were found: behind the preparation of what they are written into.
+    async fn has_chunks(&self) {
+        let sql = format!("SELECT count(*) FROM longshore_chunks WHERE import_id = '{}'", self.id);
+        until("there are chunks", async || (self.cluster.database.one(&sql).await != "0").then_some(())).await;
     }
 
     async fn state(&self) -> Value {

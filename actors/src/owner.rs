@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use futures::stream::{self, Stream, StreamExt};
 use ractor::{Actor, ActorRef};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -335,7 +335,28 @@ impl Owner {
         Err(Stop::Restart(AttemptReason::StagingLost))
     }
 
-    /// Everything is staged: move it, all or nothing.
+    /// Where chunks are read again, some of them are in memory: so many publishes at once, on a node. Who waits holds nothing,
+    /// and may be cancelled.
+    async fn turn_to_publish(&mut self, plan: &LoadPlan) -> Step<Option<OwnedSemaphorePermit>> {
+        if !plan.may_wait_in_object(self.record.attempt) {
+            return Ok(None);
+        }
+        let kept = self.services.kept.clone();
+        let mut turn = std::pin::pin!(kept.publish());
+        loop {
+            tokio::select! {
+                biased;
+                () = self.patience.stopped() => return Err(Stop::Lost),
+                turn = &mut turn => return Ok(turn),
+                () = tokio::time::sleep(TICK) => self.reload().await?,
+            }
+            if self.record.state == ImportState::Cancelling {
+                return Err(Stop::Cancel);
+            }
+        }
+    }
+
+    /// Everything is staged, or counted: move it, all or nothing.
     async fn publish(&mut self) -> Step<()> {
         let plan = self.load_plan()?;
         let chunks = self.chunks().await?;
@@ -357,15 +378,7 @@ impl Owner {
                 return Err(Stop::Fail(Problem::new(ProblemKind::CountMismatch, detail)));
             }
         };
-        // Where chunks are read again, some of them are in memory; who waits holds nothing.
-        let turn = async {
-            if plan.may_wait_in_object(self.record.attempt) { self.services.kept.publish().await } else { None }
-        };
-        let _turn = tokio::select! {
-            biased;
-            () = self.patience.stopped() => return Err(Stop::Lost),
-            turn = turn => turn,
-        };
+        let _turn = self.turn_to_publish(&plan).await?;
         if self.record.state != ImportState::Publishing {
             self.change(Change::Publish).await?;
         }

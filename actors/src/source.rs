@@ -21,9 +21,6 @@ use crate::kept::Share;
 use crate::patience::{Gave, Patience, patiently};
 use crate::services::Services;
 
-/// Chunks that are fetched while one is read.
-const CHUNKS_AHEAD: usize = 2;
-
 /// How long a read is tried again. It stands within the publish's transaction, so it is short: the owner tries the whole
 /// publish again.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
@@ -119,7 +116,7 @@ impl ChunkSource for ObjectSource {
                 Ok(Arc::new(Again { plan: Arc::clone(&self.plan), bytes, chunk }) as Arc<dyn ChunkRows>)
             }
         };
-        stream::iter(&self.chunks).map(move |chunk| read(&chunk.planned)).buffered(CHUNKS_AHEAD).boxed()
+        stream::iter(&self.chunks).then(move |chunk| read(&chunk.planned)).boxed()
     }
 }
 

@@ -657,6 +657,7 @@ mod postgres_only {
         unusual_numerics_and_types_are_native
         rows_wait_in_the_object_until_somebody_wants_them_staged
         a_table_with_row_level_security_is_staged
+        columns_of_other_types_than_the_plans_are_cast
         a_trigger_for_the_statement_sees_one_statement
         rows_that_the_database_cannot_hold_and_rows_that_the_table_refuses
         a_source_that_breaks_leaves_the_table_untouched
@@ -763,6 +764,27 @@ mod postgres_only {
         assert_eq!(staging, Some(Staging::Table));
         assert_eq!(stage.write(ticket, 0, &plan, ids(1, 3)).await, committed(3, 0));
         assert_eq!(stage.publish(ticket, &plan, 1, 3, no_rejects()).await, published(3, 0));
+    }
+
+    async fn columns_of_other_types_than_the_plans_are_cast(stage: Stage) {
+        // Each pair is as long in the binary format.
+        stage
+            .probe
+            .run("CREATE TABLE t (id double precision, name text); CREATE TABLE later (id bigint, name text)")
+            .await;
+        for (table, then) in [("t", ""), ("later", "ALTER TABLE later ALTER COLUMN id TYPE double precision")] {
+            let plan = plan(table, Target::ExistingTable, &ID_NAME);
+            let ticket = ticket();
+            stage.destination.raise_fence(ticket).await.unwrap().unwrap();
+            let staging = stage.destination.prepare_staging(ticket, &plan, stage.wanted).await.unwrap();
+            assert_eq!(staging, Some(if table == "t" { Staging::Table } else { stage.wanted }));
+            assert_eq!(stage.write(ticket, 0, &plan, ids(1, 3)).await, committed(3, 0));
+            stage.probe.run(then).await;
+            assert_eq!(stage.publish(ticket, &plan, 1, 3, no_rejects()).await, published(3, 0));
+            let rows = stage.probe.rows(&format!("SELECT id FROM {table} ORDER BY id")).await;
+            assert_eq!(rows, [some(&["1"]), some(&["2"]), some(&["3"])]);
+        }
+        stage.assert_clean().await;
     }
 
     async fn a_trigger_for_the_statement_sees_one_statement(stage: Stage) {

@@ -294,7 +294,7 @@ impl Talk {
             (self.in_transaction, self.kind) = (true, None);
         } else if text == "COMMIT" || text == "ROLLBACK" {
             self.in_transaction = false;
-        } else if text.starts_with("COPY ") {
+        } else if text.starts_with("INSERT INTO longshore_ledger") {
             self.kind = Some(Commit::Chunk);
         } else if text.starts_with("UPDATE longshore_fences SET state = 'published'") {
             self.kind = Some(Commit::Publish);

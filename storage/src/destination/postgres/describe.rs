@@ -2,7 +2,7 @@
 
 use sqlx::postgres::{PgConnection, PgPool};
 
-use longshore_domain::{ColumnType, TableColumn, TableDescription, TableName};
+use longshore_domain::{ColumnType, FieldPlan, LoadPlan, TableColumn, TableDescription, TableName};
 
 use super::session::{Session, Work, failure};
 use crate::destination::{DestinationError, sql};
@@ -16,6 +16,18 @@ pub(super) struct Found {
     pub(super) row_security: bool,
     /// Its columns, with their types as the database writes them.
     pub(super) columns: Vec<FoundColumn>,
+}
+
+impl Found {
+    /// Whether COPY may take a plan's rows in the binary format, which says nothing of types: each column has to be what the
+    /// plan says, since eight bytes are as good a number as a moment. COPY does not go through row-level security, either.
+    pub(super) fn takes_binary(&self, plan: &LoadPlan) -> bool {
+        let is_same = |field: &FieldPlan| {
+            let column = self.columns.iter().map(|found| &found.column).find(|column| column.name == field.name);
+            column.is_some_and(|column| column.kind == field.kind)
+        };
+        !self.row_security && plan.fields.iter().all(is_same)
+    }
 }
 
 /// A column of it.

@@ -13,7 +13,7 @@ use longshore_domain::LoadPlan;
 use super::describe;
 use super::publish::Fault;
 use super::session::{Session, failure};
-use super::write;
+use super::{staging, write};
 use crate::destination::encode::{Encoder, Shape};
 use crate::destination::shape::Check;
 use crate::destination::{ChunkRows, ChunkSource, DestinationError, cells, sql};
@@ -28,7 +28,7 @@ const CHUNKS_AT_ONCE: usize = 16;
 pub(super) enum Direct {
     /// All of them are in the table.
     Loaded(u64),
-    /// None is.
+    /// None is: a row was refused, or COPY may not take them.
     Refused(Fault),
 }
 
@@ -40,6 +40,11 @@ pub(super) async fn copy(
 ) -> Result<Direct, DestinationError> {
     let table = describe::quoted(&plan.table)?;
     let statement = format!("COPY {table} ({}) FROM STDIN (FORMAT binary)", sql::column_list(plan)?);
+    // Looks at what the role may do, locks the table as an INSERT does, and does nothing: its columns stay as they are.
+    session.run(format!("EXPLAIN {}", staging::insert_of_nulls(plan)?)).await.map_err(failure)?;
+    if !staging::existing(session.connection(), plan).await?.takes_binary(plan) {
+        return Ok(Direct::Refused(Fault::other("its columns are not as they were when it was planned".to_owned())));
+    }
     // A trigger for each statement would see more than one.
     let watched: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass($1) AND NOT tgisinternal)",
@@ -78,6 +83,7 @@ async fn some(
     chunks: &mut BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>>,
     at_once: usize,
 ) -> Result<Result<(u64, bool), Fault>, DestinationError> {
+    // One waits while one is read and the next one fetched.
     let (hand_over, mut handed) = mpsc::channel::<Arc<dyn ChunkRows>>(1);
     let feed = async move {
         for _ in 0..at_once {

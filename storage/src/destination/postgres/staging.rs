@@ -31,8 +31,7 @@ pub(super) async fn prepare(
     let in_object = wanted == Staging::Object && plan.may_wait_in_object(ticket.attempt);
     let schema = match (schema_of(session.connection(), &name).await?, &found) {
         (Some(schema), _) => Some(schema),
-        // COPY does not go through a table's row-level security.
-        (None, Some(found)) if in_object && !found.row_security => None,
+        (None, Some(found)) if in_object && found.takes_binary(plan) => None,
         (None, found) => {
             if has_ledger(session.connection(), ticket).await? {
                 session.rollback().await;
@@ -46,10 +45,10 @@ pub(super) async fn prepare(
             Some(schema)
         }
     };
-    if let Some(found) = &found {
+    if found.is_some() {
         let insert = match &schema {
             Some(schema) => insert_statement(plan, schema, &name, "", true)?,
-            None => insert_of_nulls(plan, found)?,
+            None => insert_of_nulls(plan)?,
         };
         session.run(format!("EXPLAIN {insert}")).await.map_err(|error| misfit(plan, error))?;
     }
@@ -57,10 +56,11 @@ pub(super) async fn prepare(
     Ok(Some(if schema.is_some() { Staging::Table } else { Staging::Object }))
 }
 
-/// The same columns without a staging table, for the database to look at.
-fn insert_of_nulls(plan: &LoadPlan, found: &Found) -> Result<String, DestinationError> {
+/// The same columns without a staging table, for the database to look at: plans whose rows wait in the object have no types of
+/// the database's own.
+pub(super) fn insert_of_nulls(plan: &LoadPlan) -> Result<String, DestinationError> {
     let (table, columns) = (describe::quoted(&plan.table)?, sql::column_list(plan)?);
-    let null = |field: &FieldPlan| Ok(format!("NULL::{}", column_type(&field.kind, &field.name, Some(found))?));
+    let null = |field: &FieldPlan| Ok(format!("NULL::{}", column_type(&field.kind, &field.name, None)?));
     let nulls = plan.fields.iter().map(null).collect::<Result<Vec<_>, DestinationError>>()?.join(", ");
     Ok(format!("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {nulls}"))
 }
