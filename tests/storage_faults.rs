@@ -164,6 +164,34 @@ async fn a_storage_that_fails_altogether_is_waited_for() {
     faulty.assert_tidy().await;
 }
 
+/// Rows for a table that is there wait in the object: whoever takes the publish over has nothing of it in memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_that_another_owner_begins_again_reads_the_object_among_faults() {
+    let mut faulty = Faulty::start(S3Kind::Minio).await;
+    // Each chunk is read by itself, one after the other.
+    let file = source(seed(), ROWS / 5, 1, 0);
+    let database = &faulty.cluster.database;
+    database.run("CREATE TABLE t (id bigint PRIMARY KEY, name text, note text, amount bigint)").await;
+    // Whoever comes to this key waits until it is known whether it is taken.
+    let lock = database.lock("INSERT INTO t VALUES (5000)").await;
+    let (id, _) = faulty.begin(&into("t"), file.csv.clone()).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'COPY %'";
+    until("the rows are copied", async || (database.one(waiting).await != "0").then_some(())).await;
+    let owner = until("somebody owns it", async || faulty.cluster.owner().await).await;
+    faulty.cluster.workers[owner].kill();
+    faulty.proxy.fail(seed(), 0.4, &quick_faults());
+    lock.rollback().await.unwrap();
+    let import = faulty.assert_exact(&id, "t", &file.csv).await;
+    assert_eq!(import["attempt"], 1, "{import:#}");
+    let counts = faulty.proxy.counts();
+    println!("faults: {counts:?}");
+    assert!(counts.values().sum::<u32>() >= 10, "{counts:?}");
+    faulty.proxy.mend();
+    faulty.cluster.workers[owner].start();
+    faulty.assert_tidy().await;
+}
+
 async fn an_object_that_goes_or_changes_among_faults_fails_the_import(s3: S3Kind) {
     let faulty = Faulty::start(s3).await;
     let mut random = StdRng::seed_from_u64(seed());

@@ -164,9 +164,13 @@ def quoted(runs):
 @case
 def existing_table(runs):
     """Into a table that has rows."""
-    path = file_of("lineitem", 200_000_000)
+    return [into_existing("200 MB", 200_000_000, runs or 5), into_existing("1 GB", 1_000_000_000, runs or 3)]
+
+
+def into_existing(size, length, runs):
+    path = file_of("lineitem", length)
     first = file_of("lineitem", 20_000_000)
-    contest = Contest("lineitem 200 MB, existing table")
+    contest = Contest(f"lineitem {size}, existing table")
 
     def filled(table):
         sql(f"drop table if exists {table}", create(table, "lineitem"))
@@ -182,13 +186,13 @@ def existing_table(runs):
         return imported(cluster, path, "lineitem")
 
     with Cluster() as cluster:
-        for turn in range(runs or 5):
+        for turn in range(runs):
             contest.turn("\\copy", copied)
             contest.turn("longshore", lambda: added(cluster))
             if turn == 0:
                 check_same("imported", "copied")
     ratio = contest.median("\\copy") / contest.median("longshore")
-    return [row(contest.name, ratio, "x \\copy", ">= 1.2", ratio >= 1.2, seconds=contest.seconds, medians=contest.medians())]
+    return row(contest.name, ratio, "x \\copy", ">= 1.2", ratio >= 1.2, seconds=contest.seconds, medians=contest.medians())
 
 
 @case
