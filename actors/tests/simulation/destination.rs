@@ -94,15 +94,8 @@ impl Postgres {
 
     /// Makes a table behind everybody's back.
     pub fn make_table(&mut self, table: &str, columns: [(&str, ColumnType); 2]) {
-        let column = |(name, kind): (&str, ColumnType)| TableColumn {
-            name: name.to_owned(),
-            kind,
-            nullable: true,
-            has_default: false,
-            generated: false,
-            flexible: false,
-        };
-        self.tables.insert(table.to_owned(), Table { columns: columns.map(column).into(), rows: Vec::new() });
+        let columns = columns.map(|(name, kind)| column(name, kind, true)).into();
+        self.tables.insert(table.to_owned(), Table { columns, rows: Vec::new() });
     }
 
     /// How often each row of an import is in any table.
@@ -492,7 +485,8 @@ impl SimDestination {
         let apart = self.0.world.state().broken == Some(Broken::MarkerApart);
         let moved = |state: &mut State| {
             if plan.target == Target::NewTable {
-                let columns = plan.fields.iter().map(column).collect();
+                let fields = plan.fields.iter();
+                let columns = fields.map(|field| column(&field.name, field.kind.clone(), field.nullable)).collect();
                 transaction.write(state, Write::CreateTable { table: table.clone(), columns });
             }
             transaction.write(state, Write::Rows { table, import, rows: staged });
@@ -537,15 +531,8 @@ fn numbers(parsed: &ParsedChunk) -> Vec<u64> {
     parsed.batches.iter().flat_map(|batch| (0..batch.rows).map(|at| batch.numbers.get(at))).collect()
 }
 
-fn column(field: &longshore_domain::FieldPlan) -> TableColumn {
-    TableColumn {
-        name: field.name.clone(),
-        kind: field.kind.clone(),
-        nullable: field.nullable,
-        has_default: false,
-        generated: false,
-        flexible: false,
-    }
+fn column(name: &str, kind: ColumnType, nullable: bool) -> TableColumn {
+    TableColumn { name: name.to_owned(), kind, nullable, has_default: false, generated: false, flexible: false }
 }
 
 #[async_trait]

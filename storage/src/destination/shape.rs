@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use longshore_domain::{LineNumber, LoadPlan, Problem, ProblemKind, RowNumber};
 use longshore_parse::{Batch, ChunkEnd, ParsedChunk};
 
-use super::{DestinationError, RecordLookup, cells};
+use super::{ChunkRows, DestinationError, RecordLookup, cells};
 
 /// How many records are looked up at once.
 const LOOKUP_ROWS: usize = 1_000;
@@ -22,7 +22,7 @@ pub(super) struct Extent {
 /// A chunk as it is read. It has to fit the plan, and its row numbers have to follow each other without gap or overlap, so that
 /// the ledger can prove that every record of the file went somewhere once (invariant 4).
 #[derive(Debug, Default)]
-pub(super) struct Check {
+struct Check {
     numbered: u64,
     span: Option<(u64, u64)>,
     misfit: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct Check {
 
 impl Check {
     /// The next batch.
-    pub(super) fn batch(&mut self, fields: usize, batch: &Batch) {
+    fn batch(&mut self, fields: usize, batch: &Batch) {
         if batch.columns.len() != fields || batch.columns.iter().any(|column| cells::length(column) != batch.rows) {
             self.misfit.get_or_insert_with(|| {
                 format!(
@@ -53,7 +53,7 @@ impl Check {
 
     /// # Errors
     /// [`DestinationError::Refused`], with the kind `count-mismatch`.
-    pub(super) fn end(mut self, end: &ChunkEnd) -> Result<Extent, DestinationError> {
+    fn end(mut self, end: &ChunkEnd) -> Result<Extent, DestinationError> {
         end.rejects.iter().for_each(|reject| self.numbers(reject.row.0, reject.row.0, 1));
         if let Some(misfit) = self.misfit {
             return Err(mismatch(misfit));
@@ -69,17 +69,35 @@ impl Check {
     }
 }
 
+/// Reads a chunk and checks it on the way; `None` where `sink` said to stop.
+pub(super) fn read_checked(
+    rows: &dyn ChunkRows,
+    fields: usize,
+    sink: &mut dyn FnMut(Batch) -> bool,
+) -> Option<Result<(ChunkEnd, Extent), DestinationError>> {
+    let mut check = Check::default();
+    let end = rows.read(&mut |batch| {
+        check.batch(fields, &batch);
+        sink(batch)
+    })?;
+    Some(check.end(&end).map(|extent| (end, extent)))
+}
+
+/// Reads a chunk for what it holds alone.
+///
+/// # Errors
+/// Those of [`Check::end`].
+pub(super) fn check_rows(plan: &LoadPlan, rows: &dyn ChunkRows) -> Result<(ChunkEnd, Extent), DestinationError> {
+    let read = read_checked(rows, plan.fields.len(), &mut |_| true);
+    read.unwrap_or_else(|| Err(mismatch("a chunk was not read to its end".to_owned())))
+}
+
 /// The same of a chunk that is held in memory.
 ///
 /// # Errors
 /// Those of [`Check::end`].
 pub(super) fn check_chunk(plan: &LoadPlan, parsed: &ParsedChunk) -> Result<Extent, DestinationError> {
-    let mut check = Check::default();
-    let end = parsed.replay(&mut |batch| {
-        check.batch(plan.fields.len(), &batch);
-        true
-    });
-    check.end(&end.unwrap_or_default())
+    check_rows(plan, parsed).map(|(_, extent)| extent)
 }
 
 fn mismatch(detail: String) -> DestinationError {

@@ -15,7 +15,7 @@ use super::publish::Fault;
 use super::session::{Session, failure};
 use super::{staging, write};
 use crate::destination::encode::{Encoder, Shape};
-use crate::destination::shape::Check;
+use crate::destination::shape::read_checked;
 use crate::destination::{ChunkRows, ChunkSource, DestinationError, cells, sql};
 
 /// Types are the table's own, and nothing has to be found by its number.
@@ -98,16 +98,14 @@ async fn some(
     let make = move |sink: &mut dyn FnMut(Vec<u8>) -> bool| {
         let (mut encoder, mut good) = (Encoder::new(SHAPE, sink), 0);
         while let Some(rows) = handed.blocking_recv() {
-            let mut check = Check::default();
-            let end = rows.read(&mut |mut batch| {
-                check.batch(fields, &batch);
+            let read = read_checked(&*rows, fields, &mut |mut batch| {
                 cells::rechunk(&mut batch);
                 good += batch.rows as u64;
                 encoder.rows(&batch, 0..batch.rows)
             });
             // Whoever says stop is the connection, and that has failed.
-            let Some(end) = end else { return Ok(None) };
-            check.end(&end)?;
+            let Some(read) = read else { return Ok(None) };
+            read?;
         }
         encoder.finish();
         Ok::<_, DestinationError>(Some(good))

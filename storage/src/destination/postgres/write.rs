@@ -17,7 +17,7 @@ use super::session::{self, Commit, Session, Work, failure};
 use super::{rejects, staging};
 use crate::destination::cells;
 use crate::destination::encode::{Encoder, Shape, encode};
-use crate::destination::shape::{self, Check, Extent, check_chunk};
+use crate::destination::shape::{self, Extent, check_chunk, check_rows, read_checked};
 use crate::destination::{
     ChunkRows, DestinationError, RecordLookup, Ticket, Written, collect, count_rejects, reader_failed, sql,
 };
@@ -199,17 +199,8 @@ async fn write(
 
 /// Reads a chunk whose rows wait in the object: what it holds, and that it holds together.
 async fn count(plan: &LoadPlan, rows: Arc<dyn ChunkRows>) -> Result<(ChunkEnd, Extent), DestinationError> {
-    let fields = plan.fields.len();
-    let read = move || {
-        let mut check = Check::default();
-        let end = rows.read(&mut |batch| {
-            check.batch(fields, &batch);
-            true
-        });
-        let end = end.unwrap_or_default();
-        check.end(&end).map(|extent| (end, extent))
-    };
-    tokio::task::spawn_blocking(read).await.map_err(reader_failed)?
+    let plan = plan.clone();
+    tokio::task::spawn_blocking(move || check_rows(&plan, &*rows)).await.map_err(reader_failed)?
 }
 
 fn tally(rows: i64, rejected: i64) -> Tally {
@@ -359,12 +350,12 @@ impl<'a> Copy<'a> {
         &mut self,
         session: &mut Session,
         rows: Arc<dyn ChunkRows>,
-    ) -> Result<ChunkEnd, DestinationError> {
+    ) -> Result<(), DestinationError> {
         session.run("SAVEPOINT longshore_stage").await.map_err(failure)?;
         let refused = match self.stream(session, Arc::clone(&rows)).await {
             Ok(read) => {
                 session.run("RELEASE SAVEPOINT longshore_stage").await.map_err(failure)?;
-                return read.map(|(end, _)| end);
+                return read.map(drop);
             }
             Err(error) if row_fault(&error).is_some() => error,
             Err(error) => return Err(staging::staging_failure(self.name, error)),
@@ -374,7 +365,7 @@ impl<'a> Copy<'a> {
             .await
             .map_err(failure)?;
         let held = Held { parsed: collect(rows, cells::rechunk).await?, refused };
-        self.around_bad(session, held).await.map(|(end, _)| end)
+        self.around_bad(session, held).await.map(drop)
     }
 
     /// The rows that were refused since the last time.
@@ -391,14 +382,12 @@ impl<'a> Copy<'a> {
         let (shape, fields) = (self.shape, self.plan.fields.len());
         let read = move |sink: &mut dyn FnMut(Vec<u8>) -> bool| {
             let mut encoder = Encoder::new(shape, sink);
-            let mut check = Check::default();
-            let end = rows.read(&mut |mut batch| {
-                check.batch(fields, &batch);
+            let read = read_checked(&*rows, fields, &mut |mut batch| {
                 cells::rechunk(&mut batch);
                 encoder.rows(&batch, 0..batch.rows)
             })?;
             encoder.finish();
-            Some(check.end(&end).map(|extent| (end, extent)))
+            Some(read)
         };
         match send(session, &self.statement, read).await? {
             Ok((copied, Some(read))) => {
