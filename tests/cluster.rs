@@ -32,6 +32,7 @@ on_every_s3_server!(
     nodes_that_start_at_the_same_moment_make_everything_together,
     two_imports_into_one_new_table_both_end_in_it,
     a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays,
+    a_table_that_is_loaded_into_is_let_go_while_a_chunk_is_late,
     past_the_limit_of_rejects_no_chunk_begins,
     headers_of_all_sorts_make_tables_that_take_their_files_again,
     a_worker_that_sleeps_through_its_lease_changes_nothing_when_it_wakes,
@@ -364,6 +365,28 @@ async fn a_key_that_is_there_already_is_a_reject_and_the_lowest_row_stays(s3: S3
     assert_eq!(cluster.database.one("SELECT name FROM keyed WHERE id = 5").await, "old");
     assert_eq!(cluster.database.one("SELECT count(*) FROM keyed").await, "100");
     cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
+async fn a_table_that_is_loaded_into_is_let_go_while_a_chunk_is_late(s3: S3Kind) {
+    let cluster = Cluster::start(&Options { chunk_size: "2000", ..Options::on(s3) }).await;
+    let database = &cluster.database;
+    let csv = source(seed(), 1_000, 1, 0).csv;
+    database.run("CREATE TABLE t (id bigint, name text, note text, amount bigint)").await;
+    let late = database.hold_chunks_behind(500).await;
+    let id = cluster.api.begin(&json!({"destination": {"table": "t"}, "columns": columns()}), csv.clone()).await;
+    cluster.api.act(&id, "complete").await;
+    let copies = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'longshore/{id}/%' AND query LIKE 'COPY %'"
+    );
+    until("rows are copied", async || (database.one(&copies).await == "1").then_some(())).await;
+    // Waits as long as anybody who inserts has it.
+    database.lock("LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.rollback().await.unwrap();
+    assert_eq!(cluster.api.got(&format!("/v1/imports/{id}")).await["state"], "running");
+    late.rollback().await.unwrap();
+    assert_succeeded(&cluster.api.done(&id).await);
+    database.assert_holds("t", &[&csv]).await;
+    database.assert_tidy().await;
     cluster.assert_clean_logs();
 }
 

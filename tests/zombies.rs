@@ -105,9 +105,23 @@ async fn an_owner_stopped_while_it_copies_into_a_keyed_table_is_replaced() {
     // Whoever comes to this key has to wait until it is known whether it is taken.
     let lock = scene.cluster.database.lock("INSERT INTO t VALUES (15000, 'taken')").await;
     scene.begin().await;
+    until("all chunks are counted", async || (scene.state().await == "publishing").then_some(())).await;
     let victim = scene.stop_behind(lock, COPY, Who::Owner).await;
     assert_eq!(scene.state().await, "publishing");
     assert_eq!(scene.cluster.database.one(STAGING_TABLES).await, "0");
+    scene.ends_without(&[victim]).await;
+}
+
+#[tokio::test]
+async fn an_owner_stopped_while_it_copies_ahead_into_a_keyed_table_is_replaced() {
+    let mut scene = Scene::open(S3Kind::Minio, 3, Some(KEYED)).await;
+    let database = &scene.cluster.database;
+    let key = database.lock("INSERT INTO t VALUES (3000, 'taken')").await;
+    let rest = database.hold_chunks_behind(5_000).await;
+    scene.begin().await;
+    let victim = scene.stop_behind(key, COPY, Who::Owner).await;
+    assert_eq!(scene.state().await, "running");
+    rest.rollback().await.unwrap();
     scene.ends_without(&[victim]).await;
 }
 

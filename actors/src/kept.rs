@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,7 +31,14 @@ pub struct Kept {
     imports: Arc<Mutex<HashMap<ImportId, Weak<Share>>>>,
     /// Publishes that may read their chunks again at the same time.
     publishes: Arc<Semaphore>,
+    /// And those that may do so while their import is loaded.
+    ahead: Arc<Semaphore>,
 }
+
+/// How long a scan waits for a publish that copies what is kept.
+const COPY_PATIENCE: Duration = Duration::from_secs(1);
+/// Publishes of a node that begin ahead, at once.
+const AHEAD_AT_ONCE: usize = 1;
 
 impl Kept {
     /// A chunk for each worker of a node, and two more.
@@ -50,12 +58,18 @@ impl Kept {
             largest_share: bytes / 4 * 3,
             imports: Arc::default(),
             publishes: Arc::new(Semaphore::new(publishes)),
+            ahead: Arc::new(Semaphore::new(AHEAD_AT_ONCE)),
         }
     }
 
     /// Waits until one more publish may read its chunks again.
     pub(crate) async fn publish(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.publishes).acquire_owned().await.ok()
+    }
+
+    /// Whether one more publish may begin ahead, just now.
+    pub(crate) fn ahead(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.ahead).try_acquire_owned().ok()
     }
 
     /// Room for an import that is being scanned: all of its object, or the largest share. `None`: there is none. What will be
@@ -108,14 +122,22 @@ pub(crate) struct Share {
     room: Arc<Semaphore>,
     /// Cancelled once other nodes are known to work on the import.
     others: CancellationToken,
-    chunks: Mutex<BTreeMap<ChunkIndex, Entry>>,
+    chunks: Mutex<Chunks>,
     _reserved: OwnedSemaphorePermit,
 }
 
-/// Where it starts, what it holds, and the room that it takes.
+#[derive(Default)]
+struct Chunks {
+    /// Whether a publish that began ahead copies them behind their workers.
+    held: bool,
+    kept: BTreeMap<ChunkIndex, Entry>,
+}
+
+/// Where it starts, what it holds, whether only a publish still wants it, and the room that it takes.
 struct Entry {
     start: u64,
     bytes: Bytes,
+    loaded: bool,
     _room: OwnedSemaphorePermit,
 }
 
@@ -127,14 +149,21 @@ impl Share {
         if wanted > self.bytes {
             return Ok(());
         }
-        let room = tokio::select! {
-            biased;
-            () = patience.stopped() => return Err(Gave::Stopped),
-            room = Arc::clone(&self.room).acquire_many_owned(wanted) => room.ok(),
-            () = self.others.cancelled() => None,
+        let mut room = std::pin::pin!(Arc::clone(&self.room).acquire_many_owned(wanted));
+        let room = loop {
+            let held = locked(&self.chunks).held;
+            tokio::select! {
+                biased;
+                () = patience.stopped() => return Err(Gave::Stopped),
+                room = &mut room => break room.ok(),
+                () = self.others.cancelled() => break None,
+                // A publish that is slower than the workers makes room chunk by chunk; one that waits for a chunk does not.
+                () = tokio::time::sleep(COPY_PATIENCE), if held => self.release(),
+            }
         };
         if let Some(room) = room {
-            locked(&self.chunks).insert(chunk.chunk, Entry { start: chunk.range.start.0, bytes, _room: room });
+            let entry = Entry { start: chunk.range.start.0, bytes, loaded: false, _room: room };
+            locked(&self.chunks).kept.insert(chunk.chunk, entry);
         }
         Ok(())
     }
@@ -145,17 +174,43 @@ impl Share {
         wanted > self.bytes || self.room.available_permits() >= wanted as usize
     }
 
-    /// Nobody here will want it, unless what is here stays: it is loaded.
+    /// It is loaded: nobody here will want it, but a publish that began ahead, or where all stays until then.
     pub(crate) fn forget(&self, chunk: ChunkIndex) {
-        if !self.stays {
-            locked(&self.chunks).remove(&chunk);
+        let mut chunks = locked(&self.chunks);
+        if chunks.held {
+            if let Some(entry) = chunks.kept.get_mut(&chunk) {
+                entry.loaded = true;
+            }
+        } else if !self.stays {
+            chunks.kept.remove(&chunk);
+        }
+    }
+
+    /// A publish that began ahead will copy what is here.
+    pub(crate) fn hold(&self) {
+        locked(&self.chunks).held = true;
+    }
+
+    /// It has copied a chunk.
+    pub(crate) fn copied(&self, chunk: ChunkIndex) {
+        let mut chunks = locked(&self.chunks);
+        if chunks.held && !self.stays {
+            chunks.kept.remove(&chunk);
+        }
+    }
+
+    /// What is loaded is not held any more: whoever wants it reads it from the storage.
+    pub(crate) fn release(&self) {
+        let mut chunks = locked(&self.chunks);
+        if std::mem::take(&mut chunks.held) && !self.stays {
+            chunks.kept.retain(|_, entry| !entry.loaded);
         }
     }
 
     /// A chunk's bytes, if they are here: a chunk is what the control database says that it is.
     pub(crate) fn look(&self, chunk: &NewChunk) -> Option<Bytes> {
         let chunks = locked(&self.chunks);
-        let entry = chunks.get(&chunk.chunk)?;
+        let entry = chunks.kept.get(&chunk.chunk)?;
         let same = chunk.range.start.0 == entry.start && chunk.range.len() == entry.bytes.len() as u64;
         same.then(|| entry.bytes.clone())
     }
@@ -189,7 +244,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use longshore_domain::{ByteRange, Epoch, LineNumber, RowNumber};
-    use std::time::Duration;
 
     fn chunk(n: u32) -> NewChunk {
         let start = u64::from(n) * 10;
@@ -290,6 +344,47 @@ mod tests {
             share.forget(ChunkIndex(0));
             assert_eq!(share.look(&chunk(0)), stays.then(|| ten(0)));
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_publish_copies_is_held_until_it_did() {
+        let kept = Kept::new(40, 1);
+        let import = Import::of(&kept, 1_000).unwrap();
+        import.share.hold();
+        for n in 0..3 {
+            import.share.keep(&chunk(n), ten(n), &patience()).await.unwrap();
+            assert_eq!(kept.take(&import.job(n), &chunk(n), "e"), Some(ten(n)));
+            import.share.forget(ChunkIndex(n));
+            assert_eq!(import.share.look(&chunk(n)), Some(ten(n)));
+        }
+        let (third, patience) = (chunk(3), patience());
+        let mut waiting = std::pin::pin!(import.share.keep(&third, ten(3), &patience));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        import.share.copied(ChunkIndex(0));
+        waiting.await.unwrap();
+        assert_eq!(import.share.look(&chunk(0)), None);
+        import.share.release();
+        assert_eq!(import.share.look(&chunk(1)), None, "it was loaded");
+        assert_eq!(kept.take(&import.job(3), &chunk(3), "e"), Some(ten(3)), "it was not");
+        assert_eq!(import.share.look(&chunk(3)), None, "nothing is held any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scan_does_not_wait_for_a_publish_that_does_not_copy() {
+        let kept = Kept::new(40, 1);
+        let import = Import::of(&kept, 1_000).unwrap();
+        import.share.hold();
+        for n in 0..3 {
+            import.share.keep(&chunk(n), ten(n), &patience()).await.unwrap();
+        }
+        for n in 0..2 {
+            kept.take(&import.job(n), &chunk(n), "e").unwrap();
+        }
+        for n in 3..5 {
+            import.share.keep(&chunk(n), ten(n), &patience()).await.unwrap();
+        }
+        let there: Vec<u32> = (0..5).filter(|n| import.share.look(&chunk(*n)).is_some()).collect();
+        assert_eq!(there, [2, 3, 4]);
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! - [`import`], [`owner`], `planner`, `scan`, [`kept`], `ranges`, `text`, `source`, [`status`]: the life of an import.
 //! - [`pool`], `chunk`: chunks.
 
+mod ahead;
 mod chunk;
 pub mod import;
 pub mod intake;

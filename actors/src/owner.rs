@@ -10,7 +10,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use futures::stream::{self, Stream, StreamExt};
 use ractor::{Actor, ActorRef};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -28,13 +28,14 @@ use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{AttemptReason, QueueName, Step as StepName, metrics, timed};
 
+use crate::ahead::Ahead;
 use crate::chunk::object_problem;
 use crate::kept::Share;
 use crate::patience::{Gave, Patience, patiently};
 use crate::planner::{self, destination_problem, problem};
 use crate::scan::{SCAN_AHEAD, Scan, ScanMessage};
 use crate::services::Services;
-use crate::source::ObjectSource;
+use crate::source::{Known, ObjectSource};
 use crate::status::{Fold, StatusActor, StatusArguments, StatusMessage, tell_watchers};
 use crate::text;
 
@@ -50,6 +51,9 @@ const ATTEMPTS_OF_LOST_WORK: u32 = 5;
 /// Of a larger file, rows never wait in the object: it would all be read again for one row that the table refuses, by one
 /// process, while staged rows are moved within the database.
 const LARGEST_UNSTAGED: u64 = 4 << 30;
+
+/// A publish begins ahead for a file of at least so many chunks: with fewer, most are loaded at the same time.
+const CHUNKS_TO_BEGIN_AHEAD: u64 = 4;
 
 /// Chunks that are stored in one statement.
 const STORE_AT_ONCE: usize = 64;
@@ -90,6 +94,8 @@ pub struct Owner {
     head: Bytes,
     /// What is kept of the object, from the scan to the publish.
     share: Option<Arc<Share>>,
+    /// The publish that began while chunks were loaded.
+    ahead: Option<Ahead>,
 }
 
 impl Owner {
@@ -97,7 +103,7 @@ impl Owner {
     #[must_use]
     pub fn new(services: Services, record: ImportRecord, stop: CancellationToken) -> Self {
         let patience = Patience::new(stop, services.settings.patience);
-        Self { services, record, patience, head: Bytes::new(), share: None }
+        Self { services, record, patience, head: Bytes::new(), share: None, ahead: None }
     }
 
     /// Moves the import on to its end, or until the lease is lost.
@@ -115,6 +121,7 @@ impl Owner {
                 Ok(()) => return,
                 Err(stopped) => stopped,
             };
+            self.ahead = None;
             let next = match stopped {
                 Stop::Lost => return,
                 Stop::Fail(problem) => self.fail(&problem).await,
@@ -293,6 +300,7 @@ impl Owner {
         let mut run = Run::begin(self, plan, staging).await?;
         let ended = run.work(self).await;
         self.share = run.share.take().filter(|share| share.stays());
+        self.ahead = run.ahead.take();
         run.end().await;
         ended
     }
@@ -378,7 +386,11 @@ impl Owner {
                 return Err(Stop::Fail(Problem::new(ProblemKind::CountMismatch, detail)));
             }
         };
-        let _turn = self.turn_to_publish(&plan).await?;
+        let mut ahead = self.ahead.take().filter(Ahead::is_under_way);
+        let _turn = match &mut ahead {
+            Some(ahead) => ahead.take_turn(),
+            None => self.turn_to_publish(&plan).await?,
+        };
         if self.record.state != ImportState::Publishing {
             self.change(Change::Publish).await?;
         }
@@ -386,10 +398,20 @@ impl Owner {
         let rejected_before: u64 = chunks.iter().map(|chunk| chunk.rows_rejected).sum();
         let planned = Planned { chunks: chunks.len() as u64, rows };
         let done: Vec<ChunkIndex> = chunks.iter().map(|chunk| chunk.planned.chunk).collect();
-        let source = ObjectSource::new(&self.services, &self.record, plan.clone(), chunks, self.share.take());
+        let known = Known { chunks: chunks.into_iter().map(|chunk| chunk.planned).collect(), planned: Some(planned) };
+        let (_, known) = watch::channel(known);
+        let source = ObjectSource::new(&self.services, &self.record, plan.clone(), known, self.share.take());
         let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
-        let destination = &self.services.destination;
-        let publish = || destination.publish(ticket, &plan, planned, on_error, &source);
+        let (destination, plan, source) = (&self.services.destination, &plan, &source);
+        let publish = || {
+            let ahead = ahead.take();
+            async move {
+                match ahead {
+                    Some(ahead) => ahead.finish(planned).await,
+                    None => destination.publish(ticket, plan, on_error, source).await,
+                }
+            }
+        };
         match timed(StepName::Publish, patiently(&self.patience, "publish", publish)).await {
             Ok(PublishOutcome::Published(published)) => {
                 let refused = published.rows_rejected.saturating_sub(rejected_before);
@@ -559,6 +581,7 @@ struct Run {
     rejected: u64,
     /// What of the object is kept for this node's workers.
     share: Option<Arc<Share>>,
+    ahead: Option<Ahead>,
 }
 
 impl Run {
@@ -605,8 +628,9 @@ impl Run {
         let head = std::mem::take(&mut owner.head);
         owner.share = None;
         let mut share = None;
+        let (key, etag, size) = planner::source(&owner.record)?;
+        let chunk_size = planner::chunk_size(owner.services.settings.chunk_size, size);
         if !scan_done {
-            let (key, etag, size) = planner::source(&owner.record)?;
             if !plan.format.is_decoded() {
                 share = owner.services.kept.share(id, attempt, etag, size, staging == Staging::Object);
             }
@@ -614,8 +638,8 @@ impl Run {
                 key: key.to_owned(),
                 etag: etag.to_owned(),
                 size,
-                chunk_size: planner::chunk_size(owner.services.settings.chunk_size, size),
-                plan,
+                chunk_size,
+                plan: plan.clone(),
                 after: chunks.last().map(|chunk| chunk.planned.clone()),
                 counted: chunks.iter().map(|chunk| chunk.planned.object_bytes()).sum(),
                 ticket: owner.ticket(),
@@ -625,7 +649,16 @@ impl Run {
             tokio::spawn(scan.run(owner.services.clone(), out, scan_patience.clone()).in_current_span());
         }
         let chunks_total = chunks.len() as u64;
-        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected: committed.rejected, share })
+        let is_worth_it = staging == Staging::Object && size >= CHUNKS_TO_BEGIN_AHEAD * chunk_size;
+        let turn = if is_worth_it { owner.services.kept.ahead() } else { None };
+        let ahead = turn.map(|turn| {
+            let mut ahead = Ahead::new(&owner.services, &owner.record, owner.ticket(), plan, share.clone(), turn);
+            ahead.plan(chunks.into_iter().map(|chunk| chunk.planned));
+            ledger.iter().for_each(|row| ahead.commit(row.chunk));
+            ahead
+        });
+        let rejected = committed.rejected;
+        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected, share, ahead })
     }
 
     /// Until every chunk is committed.
@@ -682,6 +715,9 @@ impl Run {
         self.chunks_total += chunks.len() as u64;
         for chunk in &chunks {
             self.window.add(chunk.chunk);
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.plan(chunks);
         }
         self.scan_done = end;
         self.tell(StatusMessage::ChunksPlanned { total: self.chunks_total });
@@ -741,6 +777,9 @@ impl Run {
         if !self.window.is_in_flight(chunk) || !self.window.finish(chunk) {
             return Ok(());
         }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.commit(chunk);
+        }
         self.rejected += tally.rejected;
         self.tell(StatusMessage::ChunksFinished(tally));
         let on_error = owner.record.request.on_error;
@@ -752,6 +791,7 @@ impl Run {
 
     /// What the databases say: the truth, whatever was reported.
     async fn look(&mut self, owner: &mut Owner) -> Step<()> {
+        self.ahead.take_if(|ahead| !ahead.is_under_way());
         let (was, attempt) = (owner.record.state, owner.record.attempt);
         owner.reload().await?;
         if owner.record.state == ImportState::Cancelling {
@@ -798,9 +838,11 @@ impl Run {
     }
 
     /// Whether what was done so far is still there: staging that somebody dropped, decoded text that is gone.
-    async fn check_staged(&self, owner: &mut Owner, wanted: Staging) -> Step<()> {
+    async fn check_staged(&mut self, owner: &mut Owner, wanted: Staging) -> Step<()> {
         let plan = owner.load_plan()?;
-        owner.prepare_staging(&plan, wanted).await?;
+        if owner.prepare_staging(&plan, wanted).await? == Staging::Table {
+            self.ahead = None;
+        }
         if plan.format.is_decoded() {
             self.check_text(owner).await?;
         }

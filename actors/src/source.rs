@@ -7,12 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use longshore_domain::{LineNumber, LoadPlan, RowNumber};
 use longshore_parse::{Batch, ChunkEnd, find_records};
-use longshore_storage::database::{ChunkRecord, ImportRecord, NewChunk};
-use longshore_storage::destination::{ChunkRows, ChunkSource, DestinationError, RecordLookup};
+use longshore_storage::database::{ImportRecord, NewChunk};
+use longshore_storage::destination::{ChunkRows, ChunkSource, DestinationError, Planned, RecordLookup};
 use longshore_storage::objects::ObjectError;
 use longshore_telemetry::metrics;
 
@@ -24,14 +25,25 @@ use crate::services::Services;
 /// How long a read is tried again. It stands within the publish's transaction, so it is short: the owner tries the whole
 /// publish again.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a publish that began ahead waits for its next chunk, with a transaction open: then it begins again behind the last.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The chunks of an attempt, in order.
+/// What is known of an attempt's chunks.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// Those that are committed, from the first without a gap.
+    pub chunks: Vec<NewChunk>,
+    /// Once these are all, and the import may be published.
+    pub planned: Option<Planned>,
+}
+
+/// The chunks of an attempt, in order, as far as they are known.
 pub struct ObjectSource {
     services: Services,
     key: String,
     etag: String,
     plan: Arc<LoadPlan>,
-    chunks: Vec<ChunkRecord>,
+    known: watch::Receiver<Known>,
     /// What is at hand of the object.
     share: Option<Arc<Share>>,
 }
@@ -42,7 +54,7 @@ impl ObjectSource {
         services: &Services,
         record: &ImportRecord,
         plan: LoadPlan,
-        chunks: Vec<ChunkRecord>,
+        known: watch::Receiver<Known>,
         share: Option<Arc<Share>>,
     ) -> Self {
         Self {
@@ -50,9 +62,24 @@ impl ObjectSource {
             key: record.object_key.clone(),
             etag: record.etag.clone().unwrap_or_default(),
             plan: Arc::new(plan),
-            chunks,
+            known,
             share,
         }
+    }
+
+    /// Waits until something is known.
+    async fn wait_for<T>(&self, look: impl Fn(&Known) -> Option<T>) -> Result<T, DestinationError> {
+        let mut known = self.known.clone();
+        let wait = async {
+            loop {
+                let found = look(&known.borrow_and_update());
+                if found.is_some() || known.changed().await.is_err() {
+                    return found;
+                }
+            }
+        };
+        let found = tokio::time::timeout(CHUNK_PATIENCE, wait).await.ok().flatten();
+        found.ok_or_else(|| DestinationError::Unavailable { reason: "no further chunk was loaded in time".to_owned() })
     }
 
     async fn bytes(&self, chunk: &NewChunk) -> Result<Bytes, DestinationError> {
@@ -93,30 +120,42 @@ impl RecordLookup for ObjectSource {
         rows.sort_unstable();
         let mut found = Vec::with_capacity(rows.len());
         let mut rest = rows.as_slice();
-        for chunk in &self.chunks {
-            let behind = chunk.planned.first_row.0 + chunk.planned.rows;
+        let chunks = self.known.borrow().chunks.clone();
+        for chunk in &chunks {
+            let behind = chunk.first_row.0 + chunk.rows;
             let (here, later) = rest.split_at(rest.partition_point(|row| row.0 < behind));
             rest = later;
             if here.is_empty() {
                 continue;
             }
-            let bytes = self.bytes(&chunk.planned).await?;
-            found.extend(find_records(&self.plan, chunk_input(&bytes, &chunk.planned), here));
+            let bytes = self.bytes(chunk).await?;
+            found.extend(find_records(&self.plan, chunk_input(&bytes, chunk), here));
         }
         Ok(found)
     }
 }
 
+#[async_trait]
 impl ChunkSource for ObjectSource {
     fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
-        let read = move |chunk: &NewChunk| {
-            let chunk = chunk.clone();
-            async move {
-                let bytes = self.bytes(&chunk).await?;
-                Ok(Arc::new(Again { plan: Arc::clone(&self.plan), bytes, chunk }) as Arc<dyn ChunkRows>)
+        let next = move |at: usize| async move {
+            let look = |known: &Known| match known.chunks.get(at) {
+                Some(chunk) => Some(Some(chunk.clone())),
+                None => known.planned.map(|_| None),
+            };
+            let Some(chunk) = self.wait_for(look).await? else { return Ok(None) };
+            let bytes = self.bytes(&chunk).await?;
+            if let Some(share) = &self.share {
+                share.copied(chunk.chunk);
             }
+            let rows = Arc::new(Again { plan: Arc::clone(&self.plan), bytes, chunk }) as Arc<dyn ChunkRows>;
+            Ok(Some((rows, at + 1)))
         };
-        stream::iter(&self.chunks).then(move |chunk| read(&chunk.planned)).boxed()
+        stream::try_unfold(0, next).boxed()
+    }
+
+    async fn planned(&self) -> Result<Planned, DestinationError> {
+        self.wait_for(|known| known.planned).await
     }
 }
 

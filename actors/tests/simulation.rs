@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use bus::SimBus;
 use control::SimControl;
-use destination::SimDestination;
+use destination::{AHEAD, SimDestination};
 use objects::SimObjects;
 use world::{Broken, World};
 
@@ -282,6 +282,7 @@ fn every_schedule_keeps_the_promises() {
     if let Some((seed, report)) = failed {
         panic!("SEED={seed}: {:?}\n{}", report.wrong, report.trace);
     }
+    assert!(faults.contains_key(AHEAD) || schedules() < 1_000, "no publish began ahead");
 }
 
 #[test]
@@ -311,6 +312,11 @@ fn an_answer_before_the_commit_is_noticed() {
 #[test]
 fn a_marker_in_another_transaction_is_noticed() {
     assert_noticed(Broken::MarkerApart);
+}
+
+#[test]
+fn a_fence_that_is_not_asked_again_is_noticed() {
+    assert_noticed(Broken::FenceAskedEarly);
 }
 
 #[test]

@@ -53,7 +53,7 @@ async fn write(url: &str, workers: u32, chunks: u32, batch: &Batch) {
                 let batches = vec![Batch { numbers, ..batch.clone() }];
                 let parsed = ParsedChunk { rows: ROWS_IN_CHUNK as u64, batches, ..ParsedChunk::default() };
                 destination
-                    .write_chunk(ticket, ChunkIndex(chunk), &plan, Arc::new(parsed), &Nothing)
+                    .write_chunk(ticket, ChunkIndex(chunk), &plan, Arc::new(parsed), &Nothing(Planned::default()))
                     .await
                     .expect("written");
             }
@@ -64,7 +64,7 @@ async fn write(url: &str, workers: u32, chunks: u32, batch: &Batch) {
     }
     let rows = u64::from(chunks) * ROWS_IN_CHUNK as u64;
     let planned = Planned { chunks: u64::from(chunks), rows };
-    destination.publish(ticket, &plan, planned, OnError::default(), &Nothing).await.expect("published");
+    destination.publish(ticket, &plan, OnError::default(), &Nothing(planned)).await.expect("published");
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "{workers} connections: {seconds:.2} s for {rows} rows, {:.0} MB/s of CSV",
@@ -76,8 +76,8 @@ async fn write(url: &str, workers: u32, chunks: u32, batch: &Batch) {
         .expect("dropped");
 }
 
-/// No row is refused.
-struct Nothing;
+/// No row is refused, and all are staged.
+struct Nothing(Planned);
 
 #[async_trait]
 impl RecordLookup for Nothing {
@@ -86,7 +86,12 @@ impl RecordLookup for Nothing {
     }
 }
 
+#[async_trait]
 impl ChunkSource for Nothing {
+    async fn planned(&self) -> Result<Planned, DestinationError> {
+        Ok(self.0)
+    }
+
     fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
         stream::empty().boxed()
     }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod common;
 #[path = "common/destination.rs"]
 mod support;
 
@@ -10,17 +11,22 @@ use polars_core::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use longshore_domain::{
-    Attempt, ChunkIndex, ColumnType, Epoch, LineNumber, LoadPlan, ProblemKind, RejectReason, RowNumber, Tally, Target,
+    Attempt, ChunkIndex, ColumnType, Epoch, LineNumber, LoadPlan, OnError, ProblemKind, RejectReason, RowNumber, Tally,
+    Target,
 };
 use longshore_parse::{Batch, ChunkEnd, ParsedChunk, RowNumbers, Values};
 use longshore_storage::destination::{
     ChunkRows, ChunkSource, Destination as _, DestinationError, FenceState, Planned, PublishOutcome, Published,
     RecordLookup, Staging, Ticket, Written,
 };
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
+use common::within;
 use support::*;
 
 /// Each function of the suite, on each destination.
@@ -498,7 +504,8 @@ async fn dropped_staging_is_noticed(stage: Stage) {
     let written = stage.destination.write_chunk(ticket, ChunkIndex(1), &plan, Arc::new(ids(4, 3)), &Records).await;
     assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
     let planned = Planned { chunks: 1, rows: 3 };
-    let outcome = stage.destination.publish(ticket, &plan, planned, any_rejects(), &stage.source(ticket)).await;
+    let source = stage.source(ticket, planned);
+    let outcome = stage.destination.publish(ticket, &plan, any_rejects(), &source).await;
     assert!(matches!(outcome, Err(DestinationError::StagingLost { .. })), "{outcome:?}");
     let prepared = stage.destination.prepare_staging(ticket, &plan, stage.wanted).await;
     assert!(matches!(prepared, Err(DestinationError::StagingLost { .. })), "{prepared:?}");
@@ -661,6 +668,12 @@ mod postgres_only {
         a_trigger_for_the_statement_sees_one_statement
         rows_that_the_database_cannot_hold_and_rows_that_the_table_refuses
         a_source_that_breaks_leaves_the_table_untouched
+        a_publish_copies_while_later_chunks_are_loaded
+        a_row_that_a_publish_meets_early_is_searched_for_behind_the_last_chunk
+        a_publish_that_began_under_an_older_owner_is_ended
+        a_publish_that_began_before_an_abort_adds_nothing
+        a_publish_that_is_given_up_leaves_the_table_free
+        rows_that_are_to_be_staged_after_all_are_copied_by_nobody
         a_server_that_is_away_is_unavailable
         an_abandoned_write_leaves_its_pool_usable
     }
@@ -738,10 +751,8 @@ mod postgres_only {
         let written = stage.destination.write_chunk(second, ChunkIndex(0), &plan, Arc::new(rows), &Records).await;
         assert!(matches!(written, Err(DestinationError::Unavailable { .. })), "{written:?}");
         assert_eq!(stage.write(second, 0, &plan, ids(1, 3)).await, committed(3, 0));
-        let outcome = stage
-            .destination
-            .publish(second, &plan, Planned { chunks: 1, rows: 3 }, no_rejects(), &Chunks(vec![]))
-            .await;
+        let source = Chunks(vec![], Planned { chunks: 1, rows: 3 });
+        let outcome = stage.destination.publish(second, &plan, no_rejects(), &source).await;
         assert_eq!(outcome.unwrap(), published(3, 0), "from staging, whatever the source says");
 
         // A later attempt is staged.
@@ -752,6 +763,205 @@ mod postgres_only {
         assert_eq!(stage.write(third, 0, &plan, ids(1, 3)).await, committed(3, 0));
         assert_eq!(stage.publish(third, &plan, 1, 3, no_rejects()).await, published(3, 0));
         assert_eq!(stage.count("t").await, 9);
+        stage.assert_clean().await;
+    }
+
+    /// Knows of chunks once it is told of them.
+    struct Told(watch::Receiver<(Vec<ParsedChunk>, Option<Planned>)>);
+
+    impl Told {
+        /// The first thing that `look` finds.
+        async fn wait<T>(&self, look: impl Fn(&(Vec<ParsedChunk>, Option<Planned>)) -> Option<T>) -> T {
+            let mut told = self.0.clone();
+            let told = told.wait_for(|told| look(told).is_some()).await.unwrap();
+            look(&told).unwrap()
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl RecordLookup for Told {
+        async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
+            Records.find(rows).await
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl ChunkSource for Told {
+        fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
+            let next = move |at: usize| async move {
+                let chunk = self.wait(|(chunks, planned)| match chunks.get(at) {
+                    Some(chunk) => Some(Some(chunk.clone())),
+                    None => planned.map(|_| None),
+                });
+                Some((Ok(Arc::new(chunk.await?) as Arc<dyn ChunkRows>), at + 1))
+            };
+            stream::unfold(0, next).boxed()
+        }
+
+        async fn planned(&self) -> Result<Planned, DestinationError> {
+            Ok(self.wait(|(_, planned)| *planned).await)
+        }
+    }
+
+    /// A publish that runs while chunks are loaded.
+    struct Ahead {
+        told: watch::Sender<(Vec<ParsedChunk>, Option<Planned>)>,
+        publish: JoinHandle<Result<PublishOutcome, DestinationError>>,
+    }
+
+    impl Ahead {
+        /// It is known to copy, where rows wait in the object.
+        async fn begin(stage: &Stage, ticket: Ticket, plan: &LoadPlan, on_error: OnError) -> Self {
+            let (told, known) = watch::channel((Vec::new(), None));
+            let (destination, plan) = (Arc::clone(&stage.destination), plan.clone());
+            let publish = async move { destination.publish(ticket, &plan, on_error, &Told(known)).await };
+            let ahead = Self { told, publish: tokio::spawn(publish) };
+            if stage.wanted == Staging::Object {
+                Self::until(stage, ticket, "COPY %", 1).await;
+            }
+            ahead
+        }
+
+        /// Waits until so many sessions of the publish have a last statement like that.
+        async fn until(stage: &Stage, ticket: Ticket, statement: &str, sessions: u64) {
+            let Ticket { import, attempt, epoch } = ticket;
+            let of = format!("application_name = 'longshore/{import}/{epoch}/{attempt}'");
+            let found = format!("pg_stat_activity WHERE {of} AND query LIKE '{statement}'");
+            let look = async {
+                while stage.count(&found).await != sessions {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            within(&format!("{sessions} sessions of {statement}"), look).await;
+        }
+
+        async fn load(&self, stage: &Stage, ticket: Ticket, index: u32, plan: &LoadPlan, chunk: ParsedChunk) {
+            let rows = chunk.rows;
+            assert_eq!(stage.write(ticket, index, plan, chunk.clone()).await, committed(rows, 0));
+            self.told.send_modify(|(chunks, _)| chunks.push(chunk));
+        }
+
+        async fn finish(self, chunks: u64, rows: u64) -> Result<PublishOutcome, DestinationError> {
+            self.told.send_modify(|(_, planned)| *planned = Some(Planned { chunks, rows }));
+            self.publish.await.unwrap()
+        }
+    }
+
+    const KEYED: &str = "CREATE TABLE t (id bigint PRIMARY KEY, name text); INSERT INTO t VALUES (5, 'was here')";
+
+    async fn a_publish_copies_while_later_chunks_are_loaded(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (id bigint, name text)").await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        let ahead = Ahead::begin(&stage, ticket, &plan, no_rejects()).await;
+        // More than one COPY takes.
+        for index in 0..40 {
+            ahead.load(&stage, ticket, index, &plan, ids(1 + u64::from(index) * 10, 10)).await;
+        }
+        assert_eq!(stage.count("t").await, 0);
+        assert_eq!(ahead.finish(40, 400).await.unwrap(), published(400, 0));
+        let rows = stage.probe.rows("SELECT count(*), count(DISTINCT id), min(id), max(id) FROM t").await;
+        assert_eq!(rows, [some(&["400", "400", "1", "400"])]);
+        stage.assert_clean().await;
+    }
+
+    async fn a_row_that_a_publish_meets_early_is_searched_for_behind_the_last_chunk(stage: Stage) {
+        stage.probe.run(KEYED).await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        for (limit, expected) in [(no_rejects(), None), (any_rejects(), Some(published(399, 1)))] {
+            let ticket = ticket();
+            stage.begin(ticket, &plan).await;
+            let ahead = Ahead::begin(&stage, ticket, &plan, limit).await;
+            for index in 0..20 {
+                ahead.load(&stage, ticket, index, &plan, ids(1 + u64::from(index) * 10, 10)).await;
+            }
+            if stage.wanted == Staging::Object {
+                Ahead::until(&stage, ticket, "ROLLBACK TO SAVEPOINT %", 1).await;
+            }
+            for index in 20..40 {
+                ahead.load(&stage, ticket, index, &plan, ids(1 + u64::from(index) * 10, 10)).await;
+            }
+            let outcome = ahead.finish(40, 400).await.unwrap();
+            match expected {
+                None => {
+                    assert_eq!(outcome, PublishOutcome::TooManyRejects(1));
+                    assert_eq!(stage.count("t").await, 1);
+                    assert_eq!(stage.destination.abort(ticket).await.unwrap(), Some(FenceState::Aborted));
+                }
+                Some(expected) => assert_eq!(outcome, expected),
+            }
+            let rejects = stage.rejects(ticket).await;
+            let rejects: Vec<_> = rejects.iter().map(|reject| (reject.row.0, reject.reason)).collect();
+            assert_eq!(rejects, [(5, RejectReason::ConstraintViolation)]);
+        }
+        assert_eq!(stage.count("t").await, 400);
+        stage.assert_clean().await;
+    }
+
+    async fn a_publish_that_began_under_an_older_owner_is_ended(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (id bigint PRIMARY KEY, name text)").await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let old = ticket();
+        stage.begin(old, &plan).await;
+        let ahead = Ahead::begin(&stage, old, &plan, no_rejects()).await;
+        ahead.load(&stage, old, 0, &plan, ids(1, 10)).await;
+        let new = Ticket { epoch: Epoch(2), ..old };
+        assert_eq!(stage.destination.raise_fence(new).await.unwrap(), Some(FenceState::Open));
+        assert!(stage.prepare(new, &plan).await);
+        let ended = ahead.finish(1, 10).await;
+        assert!(matches!(ended, Err(DestinationError::Unavailable { .. }) | Ok(PublishOutcome::Fenced)), "{ended:?}");
+        assert_eq!(stage.count("t").await, 0);
+        assert_eq!(stage.publish(new, &plan, 1, 10, no_rejects()).await, published(10, 0));
+        assert_eq!(stage.count("t").await, 10);
+        stage.assert_clean().await;
+    }
+
+    async fn a_publish_that_began_before_an_abort_adds_nothing(stage: Stage) {
+        stage.probe.run(KEYED).await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        let ahead = Ahead::begin(&stage, ticket, &plan, any_rejects()).await;
+        ahead.load(&stage, ticket, 0, &plan, ids(1, 10)).await;
+        assert_eq!(stage.destination.abort(ticket).await.unwrap(), Some(FenceState::Aborted));
+        let ended = ahead.finish(1, 10).await;
+        assert!(matches!(ended, Err(DestinationError::Unavailable { .. }) | Ok(PublishOutcome::Fenced)), "{ended:?}");
+        assert_eq!(stage.count("t").await, 1);
+        stage.assert_clean().await;
+    }
+
+    async fn a_publish_that_is_given_up_leaves_the_table_free(stage: Stage) {
+        stage.probe.run(KEYED).await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        let ahead = Ahead::begin(&stage, ticket, &plan, no_rejects()).await;
+        ahead.load(&stage, ticket, 0, &plan, ids(1, 10)).await;
+        ahead.publish.abort();
+        assert!(ahead.publish.await.unwrap_err().is_cancelled());
+        Ahead::until(&stage, ticket, "%", 0).await;
+        stage.probe.run("ALTER TABLE t ADD COLUMN more text").await;
+        assert_eq!(stage.count("t").await, 1);
+    }
+
+    async fn rows_that_are_to_be_staged_after_all_are_copied_by_nobody(stage: Stage) {
+        stage.probe.run(KEYED).await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        let ahead = Ahead::begin(&stage, ticket, &plan, any_rejects()).await;
+        let staging = stage.destination.prepare_staging(ticket, &plan, Staging::Table).await.unwrap();
+        assert_eq!(staging, Some(Staging::Table));
+        ahead.load(&stage, ticket, 0, &plan, ids(1, 10)).await;
+        let ended = ahead.finish(1, 10).await;
+        if stage.wanted == Staging::Object {
+            assert!(matches!(ended, Err(DestinationError::Unavailable { .. })), "{ended:?}");
+            assert_eq!(stage.publish(ticket, &plan, 1, 10, any_rejects()).await, published(9, 1));
+        } else {
+            assert_eq!(ended.unwrap(), published(9, 1));
+        }
+        assert_eq!(stage.count("t").await, 10);
         stage.assert_clean().await;
     }
 
@@ -875,7 +1085,12 @@ mod postgres_only {
         }
     }
 
+    #[async_trait::async_trait]
     impl ChunkSource for Breaks {
+        async fn planned(&self) -> Result<Planned, DestinationError> {
+            self.0.planned().await
+        }
+
         fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
             let broken = Err(DestinationError::Unavailable { reason: "the object is away".to_owned() });
             self.0.chunks().take(1).chain(stream::iter([broken])).boxed()
@@ -891,15 +1106,16 @@ mod postgres_only {
             stage.write(ticket, index, &plan, ids(1 + u64::from(index) * 10, 10)).await;
         }
         if stage.wanted == Staging::Object {
-            let (planned, source) = (Planned { chunks: 3, rows: 30 }, Breaks(stage.source(ticket)));
-            let outcome = stage.destination.publish(ticket, &plan, planned, no_rejects(), &source).await;
+            let planned = Planned { chunks: 3, rows: 30 };
+            let source = Breaks(stage.source(ticket, planned));
+            let outcome = stage.destination.publish(ticket, &plan, no_rejects(), &source).await;
             assert!(
                 matches!(&outcome, Err(DestinationError::Unavailable { reason }) if reason.contains("object")),
                 "{outcome:?}"
             );
             // One that has less than was counted.
-            let source = Chunks(stage.source(ticket).0.into_iter().take(2).collect());
-            let outcome = stage.destination.publish(ticket, &plan, planned, no_rejects(), &source).await.unwrap();
+            let source = Chunks(stage.source(ticket, planned).0.into_iter().take(2).collect(), planned);
+            let outcome = stage.destination.publish(ticket, &plan, no_rejects(), &source).await.unwrap();
             assert_eq!(problem(&outcome), ProblemKind::CountMismatch);
             assert_eq!(stage.count("t").await, 0);
         }

@@ -131,6 +131,18 @@ impl Database {
         transaction
     }
 
+    /// No chunk behind this row is committed before the lock that is answered is let go.
+    pub async fn hold_chunks_behind(&self, row: u64) -> sqlx::Transaction<'static, sqlx::Postgres> {
+        self.run(&format!(
+            "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW; END $$; \
+             CREATE TRIGGER late BEFORE INSERT ON longshore_ledger FOR EACH ROW \
+             WHEN (NEW.first_row > {row}) EXECUTE FUNCTION late()"
+        ))
+        .await;
+        self.lock("SELECT pg_advisory_xact_lock(1)").await
+    }
+
     /// The one staging table, quoted, as soon as it is there.
     pub async fn staging_table(&self) -> String {
         let sql = "SELECT relname::text FROM pg_class WHERE relname LIKE 'longshore\\_staging\\_%' AND relkind = 'r'";

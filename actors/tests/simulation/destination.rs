@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use longshore_domain::protocol::{Closure, Fence};
 use longshore_domain::{
     Attempt, ChunkIndex, ColumnType, Epoch, ImportId, LoadPlan, OnError, Problem, ProblemKind, Reject, RowNumber,
@@ -15,7 +15,7 @@ use longshore_domain::{
 };
 use longshore_parse::ParsedChunk;
 use longshore_storage::destination::{
-    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome, Published,
+    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, PublishOutcome, Published,
     RecordLookup, Staging, Ticket, Written,
 };
 use rand::RngExt as _;
@@ -28,6 +28,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 const FENCE_LOCK_WAIT: Duration = Duration::from_millis(500);
 /// How often sessions that hold the fence are ended before a change of it is given up.
 const TRIES: u32 = 20;
+/// What is counted of publishes that copied before all was loaded.
+pub const AHEAD: &str = "publishes that began ahead";
 /// How often ledger and fence are read after a COMMIT without an answer.
 const LOOKUPS: u32 = 4;
 
@@ -413,14 +415,12 @@ impl SimDestination {
         &self,
         ticket: Ticket,
         plan: &LoadPlan,
-        planned: Planned,
         on_error: OnError,
         source: &dyn ChunkSource,
     ) -> Result<Result<PublishOutcome, DestinationError>, Ended> {
         let Ticket { import, attempt, .. } = ticket;
         let table = plan.table.to_string();
         let transaction = Transaction::begin(&self.0, Some(ticket)).await?;
-        transaction.lock(Resource::Fence(import), true, LOCK_WAIT).await?;
         let closed = |state: &mut State| {
             if state.admits(ticket) {
                 return None;
@@ -431,16 +431,47 @@ impl SimDestination {
                 _ => PublishOutcome::Fenced,
             })
         };
-        if let Some(outcome) = transaction.run("asks the fence", closed).await? {
+        if let Some(outcome) = transaction.run("looks at the fence", closed).await? {
             return Ok(Ok(outcome));
+        }
+        let is_staged = |state: &mut State| state.postgres.staging.contains_key(&(import, attempt.0));
+        let is_staged = transaction.run("looks for staging", is_staged).await?;
+        let is_ahead = source.planned().now_or_never().is_none();
+        let mut copied = None;
+        if self.may_wait_in_object(ticket, plan) && !is_staged {
+            transaction.lock(Resource::Table(table.clone()), false, LOCK_WAIT).await?;
+            let (mut chunks, mut rows) = (source.chunks(), Vec::new());
+            while let Some(chunk) = chunks.next().await {
+                let chunk = match chunk {
+                    Ok(chunk) => chunk,
+                    Err(error) => return Ok(Err(error)),
+                };
+                let parsed = ParsedChunk::collect(|sink| chunk.read(sink)).unwrap_or_default();
+                rows.extend(numbers(&parsed));
+                transaction.run("copies a chunk into the table", |_| ()).await?;
+            }
+            copied = Some(rows);
+        }
+        let planned = match source.planned().await {
+            Ok(planned) => planned,
+            Err(error) => return Ok(Err(error)),
+        };
+        if self.0.world.state().broken != Some(Broken::FenceAskedEarly) {
+            transaction.lock(Resource::Fence(import), true, LOCK_WAIT).await?;
+            if let Some(outcome) = transaction.run("asks the fence", closed).await? {
+                return Ok(Ok(outcome));
+            }
         }
         let look = |state: &mut State| {
             let staged = state.postgres.staging.get(&(import, attempt.0)).cloned();
             (state.postgres.ledger_of(import, attempt), staged)
         };
         let (ledger, staged) = transaction.run("reads the ledger", look).await?;
-        if staged.is_none() && !self.may_wait_in_object(ticket, plan) {
-            return Ok(Err(DestinationError::StagingLost { reason: "the staging table is not there".to_owned() }));
+        if staged.is_none() && copied.is_none() {
+            return Ok(Err(match is_staged || !self.may_wait_in_object(ticket, plan) {
+                true => DestinationError::StagingLost { reason: "the staging table is not there".to_owned() },
+                false => DestinationError::Unavailable { reason: "staging was made meanwhile".to_owned() },
+            }));
         }
         let (rows, rejected) =
             ledger.iter().fold((0, 0), |(rows, rejected), row| (rows + row.rows, rejected + row.rejected));
@@ -451,31 +482,22 @@ impl SimDestination {
         if on_error.is_exceeded(rejected) {
             return Ok(Ok(PublishOutcome::TooManyRejects(rejected)));
         }
-        transaction.lock(Resource::Table(table.clone()), true, LOCK_WAIT).await?;
+        transaction.lock(Resource::Table(table.clone()), plan.target == Target::NewTable, LOCK_WAIT).await?;
         if plan.target == Target::NewTable {
             let appeared = |state: &mut State| state.postgres.tables.contains_key(&table);
             if transaction.run("renames staging", appeared).await? {
                 return Ok(Ok(PublishOutcome::TableAppeared));
             }
         }
-        let staged = match staged {
-            Some(staged) => {
+        let staged = match (staged, copied) {
+            (Some(_), Some(_)) => {
+                return Ok(Err(DestinationError::Unavailable { reason: "staging was made meanwhile".to_owned() }));
+            }
+            (Some(staged), None) => {
                 transaction.lock(Resource::Staging(import, attempt.0), true, LOCK_WAIT).await?;
                 staged
             }
-            None => {
-                let (mut chunks, mut rows) = (source.chunks(), Vec::new());
-                while let Some(chunk) = chunks.next().await {
-                    let chunk = match chunk {
-                        Ok(chunk) => chunk,
-                        Err(error) => return Ok(Err(error)),
-                    };
-                    let parsed = ParsedChunk::collect(|sink| chunk.read(sink)).unwrap_or_default();
-                    rows.extend(numbers(&parsed));
-                    transaction.run("copies a chunk into the table", |_| ()).await?;
-                }
-                rows
-            }
+            (None, copied) => copied.unwrap_or_default(),
         };
         let published = Published { rows_loaded: staged.len() as u64, rows_rejected: rejected };
         if published.rows_loaded + rejected != planned.rows {
@@ -484,6 +506,9 @@ impl SimDestination {
         }
         let apart = self.0.world.state().broken == Some(Broken::MarkerApart);
         let moved = |state: &mut State| {
+            if is_ahead {
+                state.fault(AHEAD);
+            }
             if plan.target == Target::NewTable {
                 let fields = plan.fields.iter();
                 let columns = fields.map(|field| column(&field.name, field.kind.clone(), field.nullable)).collect();
@@ -716,13 +741,12 @@ impl Destination for SimDestination {
         &self,
         ticket: Ticket,
         plan: &LoadPlan,
-        planned: Planned,
         on_error: OnError,
         source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError> {
-        match self.publish_once(ticket, plan, planned, on_error, source).await {
+        match self.publish_once(ticket, plan, on_error, source).await {
             Ok(outcome) => outcome,
-            Err(Ended::LockTimeout) => {
+            Err(Ended::LockTimeout) if matches!(source.planned().now_or_never(), Some(Ok(_))) => {
                 self.terminate(ticket, true).await?;
                 Err(Ended::LockTimeout.into())
             }

@@ -36,6 +36,8 @@ pub enum Broken {
     LeaseByLocalClock,
     /// The sweep starts and expires imports without looking at their state.
     SweepUnconditional,
+    /// A publish asks the fence before it copies rows, and not again.
+    FenceAskedEarly,
 }
 
 /// A server that nodes talk to.

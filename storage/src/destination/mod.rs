@@ -107,7 +107,7 @@ pub struct LedgerRow {
 }
 
 /// What the owner found planned, to be checked against the ledger in the publish's transaction (invariant 4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Planned {
     /// Chunks that tile the object.
     pub chunks: u64,
@@ -179,9 +179,14 @@ pub trait RecordLookup: Send + Sync {
 }
 
 /// An import's chunks, to be read again.
+#[async_trait]
 pub trait ChunkSource: RecordLookup {
-    /// All of them in the order of the file, from the first. An error ends it.
+    /// All of them in the order of the file, from the first, each once it is known to be committed. An error ends it.
     fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>>;
+
+    /// What was planned, once all of it is committed and the import may be published. A publish begins ahead of that where it
+    /// can, and commits nothing before.
+    async fn planned(&self) -> Result<Planned, DestinationError>;
 }
 
 /// Counts the rejects of a chunk that was just committed.
@@ -241,14 +246,14 @@ pub trait Destination: Send + Sync {
     async fn ledger(&self, import: ImportId, attempt: Attempt) -> Result<Vec<LedgerRow>, DestinationError>;
 
     /// Moves the staged rows to the destination, all or nothing, and writes the marker, in one transaction; ledger and
-    /// staging are gone with it. Rows that wait in the object are read from `source`. Rows that the destination refuses (SQLSTATE classes 22 and 23) become rejects
-    /// (`constraint_violation`), found by splitting the failing batch by row number, so that of rows that collide the lowest
-    /// stays.
+    /// staging are gone with it. Rows that wait in the object are read from `source`, perhaps while later chunks are still
+    /// loaded: what is planned is asked for at the end, and compared with the ledger under the fence. Rows that the destination
+    /// refuses (SQLSTATE classes 22 and 23) become rejects (`constraint_violation`), found by splitting the failing batch by
+    /// row number, so that of rows that collide the lowest stays. Dropped, it leaves nothing behind but a session that ends.
     async fn publish(
         &self,
         ticket: Ticket,
         plan: &LoadPlan,
-        planned: Planned,
         on_error: OnError,
         source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError>;

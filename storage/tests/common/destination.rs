@@ -189,8 +189,8 @@ impl RecordLookup for Records {
     }
 }
 
-/// The chunks of an import, in order.
-pub struct Chunks(pub Vec<ParsedChunk>);
+/// The chunks of an import, in order, and what was planned.
+pub struct Chunks(pub Vec<ParsedChunk>, pub Planned);
 
 #[async_trait]
 impl RecordLookup for Chunks {
@@ -199,7 +199,12 @@ impl RecordLookup for Chunks {
     }
 }
 
+#[async_trait]
 impl ChunkSource for Chunks {
+    async fn planned(&self) -> Result<Planned, DestinationError> {
+        Ok(self.1)
+    }
+
     fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
         stream::iter(&self.0).map(|chunk| Ok(Arc::new(chunk.clone()) as Arc<dyn ChunkRows>)).boxed()
     }
@@ -308,11 +313,10 @@ impl Stage {
     }
 
     /// What was written of an import, to be read again.
-    pub fn source(&self, ticket: Ticket) -> Chunks {
+    pub fn source(&self, ticket: Ticket, planned: Planned) -> Chunks {
         let written = self.written.lock().unwrap();
-        Chunks(
-            written.get(&(ticket.import, ticket.attempt)).into_iter().flat_map(|all| all.values().cloned()).collect(),
-        )
+        let chunks = written.get(&(ticket.import, ticket.attempt)).into_iter().flat_map(BTreeMap::values);
+        Chunks(chunks.cloned().collect(), planned)
     }
 
     /// Fails unless a chunk of that ticket finds a fence that is older.
@@ -339,8 +343,8 @@ impl Stage {
         rows: u64,
         on_error: OnError,
     ) -> PublishOutcome {
-        let source = self.source(ticket);
-        self.destination.publish(ticket, plan, Planned { chunks, rows }, on_error, &source).await.unwrap()
+        let source = self.source(ticket, Planned { chunks, rows });
+        self.destination.publish(ticket, plan, on_error, &source).await.unwrap()
     }
 
     /// One chunk, from the fence to the publish.

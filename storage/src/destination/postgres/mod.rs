@@ -31,8 +31,8 @@ use self::session::{Session, Work, failure};
 use crate::silence::Silence;
 
 use super::{
-    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome,
-    RecordLookup, Staging, Ticket, Written,
+    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, PublishOutcome, RecordLookup,
+    Staging, Ticket, Written,
 };
 
 /// How long a connection is waited for.
@@ -214,11 +214,10 @@ impl Destination for PostgresDestination {
         &self,
         ticket: Ticket,
         plan: &LoadPlan,
-        planned: Planned,
         on_error: OnError,
         source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError> {
-        self.watched(publish::publish(&self.pool, ticket, plan, planned, on_error, source)).await
+        self.watched(publish::publish(&self.pool, ticket, plan, on_error, source)).await
     }
 
     async fn abort(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError> {

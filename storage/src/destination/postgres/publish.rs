@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use sqlx::postgres::{PgDatabaseError, PgPool};
 
 use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
@@ -44,16 +44,16 @@ pub(super) async fn publish(
     pool: &PgPool,
     ticket: Ticket,
     plan: &LoadPlan,
-    planned: Planned,
     on_error: OnError,
     source: &dyn ChunkSource,
 ) -> Result<PublishOutcome, DestinationError> {
-    let outcome = publish_once(pool, ticket, plan, planned, on_error, source).await;
+    let outcome = publish_once(pool, ticket, plan, on_error, source).await;
     if let Err(error) = &outcome
         && session::is_lock_timeout(error)
+        && matches!(source.planned().now_or_never(), Some(Ok(_)))
     {
-        // A worker of this very epoch that was stopped inside COPY holds a lock on the staging table. The ledger was
-        // complete, so nothing it has is wanted: the next try finds the lock free.
+        // A worker of this very epoch that was stopped inside COPY holds a lock on the staging table. All chunks are
+        // committed, so nothing it has is wanted: the next try finds the lock free.
         fence::end_sessions(pool, ticket).await?;
     }
     outcome
@@ -63,21 +63,38 @@ async fn publish_once(
     pool: &PgPool,
     ticket: Ticket,
     plan: &LoadPlan,
-    planned: Planned,
     on_error: OnError,
     source: &dyn ChunkSource,
 ) -> Result<PublishOutcome, DestinationError> {
     let mut session = Session::begin(pool, Some(ticket), Work::Long).await?;
-    if let Some(outcome) = closed(&mut session, ticket).await? {
+    let name = sql::staging_name(ticket.import, ticket.attempt);
+    // Whoever has no say any more copies nothing. The lock comes behind the rows: under it no chunk can be committed.
+    if let Some(outcome) = closed(&mut session, ticket, Lock::None).await? {
         session.rollback().await;
         return Ok(outcome);
     }
-    let name = sql::staging_name(ticket.import, ticket.attempt);
+    let in_object = plan.may_wait_in_object(ticket.attempt);
+    let staged = staging::schema_of(session.connection(), &name).await?.is_some();
+    let direct = match in_object && !staged {
+        true => Some(direct::copy(&mut session, plan, source).await?),
+        false => None,
+    };
+    let planned = source.planned().await?;
+    if let Some(outcome) = closed(&mut session, ticket, Lock::Update).await? {
+        session.rollback().await;
+        return Ok(outcome);
+    }
     let ledger = read_ledger(&mut session, ticket).await?;
     let schema = staging::schema_of(session.connection(), &name).await?;
-    if schema.is_none() && !plan.may_wait_in_object(ticket.attempt) {
+    if schema.is_none() && direct.is_none() {
         session.rollback().await;
         return Err(staging::lost(&name));
+    }
+    if schema.is_some() && direct.is_some() {
+        session.rollback().await;
+        return Err(DestinationError::Unavailable {
+            reason: "the rows were to be staged while they were copied".to_owned(),
+        });
     }
     if let Err(outcome) = check(&ledger, planned, on_error) {
         session.rollback().await;
@@ -94,10 +111,6 @@ async fn publish_once(
             }
         },
         (Target::ExistingTable, staged) => {
-            let direct = match &staged {
-                Some(_) => None,
-                None => Some(direct::copy(&mut session, plan, source).await?),
-            };
             if let Some(Direct::Loaded(rows_loaded)) = direct {
                 Published { rows_loaded, rows_rejected: rejected }
             } else {
@@ -157,9 +170,9 @@ async fn publish_once(
     }
 }
 
-/// The answer, where the fence gives it already; else it is held until the end of the transaction.
-async fn closed(session: &mut Session, ticket: Ticket) -> Result<Option<PublishOutcome>, DestinationError> {
-    let fence = Fence::read(session.connection(), ticket.import, Lock::Update).await.map_err(failure)?;
+/// The answer, where the fence gives it already; else it is held, under `lock`, until the end of the transaction.
+async fn closed(session: &mut Session, ticket: Ticket, lock: Lock) -> Result<Option<PublishOutcome>, DestinationError> {
+    let fence = Fence::read(session.connection(), ticket.import, lock).await.map_err(failure)?;
     Ok(match fence {
         Some(fence) if fence.admits(ticket) => None,
         Some(fence) if fence.epoch <= ticket.epoch.0 => match fence.standing() {

@@ -27,8 +27,8 @@ use self::connection::{Class, Writer, failure, panicked};
 use self::publish::Moved;
 use super::gate::WriteGate;
 use super::{
-    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, Planned, PublishOutcome,
-    RecordLookup, Staging, Ticket, Written, shape,
+    ChunkRows, ChunkSource, Destination, DestinationError, FenceState, LedgerRow, PublishOutcome, RecordLookup,
+    Staging, Ticket, Written, shape,
 };
 use crate::failpoint;
 
@@ -196,10 +196,11 @@ impl Destination for SqliteDestination {
         &self,
         ticket: Ticket,
         plan: &LoadPlan,
-        planned: Planned,
         on_error: OnError,
         source: &dyn ChunkSource,
     ) -> Result<PublishOutcome, DestinationError> {
+        // Before the one writer is taken, whom the chunks need.
+        let planned = source.planned().await?;
         let plan = plan.clone();
         let writer = Writer::take(&self.gate, &self.writer, Class::Bulk).await;
         let (writer, moved) = writer
