@@ -84,14 +84,14 @@ def imported(cluster, path, kind, table="imported"):
 
 
 def new_table(cluster, path, kind):
-    sql("drop table if exists imported", "checkpoint")
+    sql(peers.DROP_ALL, "checkpoint")
     return imported(cluster, path, kind)
 
 
-def check_same(table, other):
-    mine, theirs = fingerprint(table), fingerprint(other)
+def check_same(theirs):
+    mine = fingerprint("imported")
     if mine != theirs:
-        raise Failed(f"{table} and {other} differ: {mine} and {theirs}")
+        raise Failed(f"the tables differ: {mine} and {theirs}")
 
 
 def against_copy(name, kind, size, runs, goal, others=()):
@@ -101,9 +101,10 @@ def against_copy(name, kind, size, runs, goal, others=()):
     with Cluster() as cluster:
         for turn in range(runs):
             contest.turn("\\copy", lambda: peers.psql(path, kind))
+            theirs = fingerprint("copied") if turn == 0 else None
             contest.turn("longshore", lambda: new_table(cluster, path, kind))
-            if turn == 0:
-                check_same("imported", "copied")
+            if theirs:
+                check_same(theirs)
             for other in others if turn < 2 and not ONLY_COPY else ():
                 contest.turn(other.__name__, lambda: other(path, kind)[0])
         # What one import spends, and what \copy does, by who spends it; uploads are in it.
@@ -173,7 +174,7 @@ def into_existing(size, length, runs):
     contest = Contest(f"lineitem {size}, existing table")
 
     def filled(table):
-        sql(f"drop table if exists {table}", create(table, "lineitem"))
+        sql(peers.DROP_ALL, create(table, "lineitem"))
         peers.copy_into(first, table)
         sql("checkpoint")
 
@@ -188,9 +189,10 @@ def into_existing(size, length, runs):
     with Cluster() as cluster:
         for turn in range(runs):
             contest.turn("\\copy", copied)
+            theirs = fingerprint("copied") if turn == 0 else None
             contest.turn("longshore", lambda: added(cluster))
-            if turn == 0:
-                check_same("imported", "copied")
+            if theirs:
+                check_same(theirs)
     ratio = contest.median("\\copy") / contest.median("longshore")
     return row(contest.name, ratio, "x \\copy", ">= 1.2", ratio >= 1.2, seconds=contest.seconds, medians=contest.medians())
 
