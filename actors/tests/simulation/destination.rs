@@ -468,10 +468,7 @@ impl SimDestination {
         };
         let (ledger, staged) = transaction.run("reads the ledger", look).await?;
         if staged.is_none() && copied.is_none() {
-            return Ok(Err(match is_staged || !self.may_wait_in_object(ticket, plan) {
-                true => DestinationError::StagingLost { reason: "the staging table is not there".to_owned() },
-                false => DestinationError::Unavailable { reason: "staging was made meanwhile".to_owned() },
-            }));
+            return Ok(Err(DestinationError::StagingLost { reason: "the staging table is not there".to_owned() }));
         }
         let (rows, rejected) =
             ledger.iter().fold((0, 0), |(rows, rejected), row| (rows + row.rows, rejected + row.rejected));
