@@ -190,6 +190,26 @@ async fn with_destination(start: impl FnOnce(&std::path::Path) -> PostgresServer
     TwoDatabases::over(control, destination, many_chunks()).await
 }
 
+/// A row that the table refuses sends all of them through a staging table, in the publish's transaction. A COPY for each of many
+/// small chunks is a round trip for each, with everybody else's locks waiting, and a driver that leaves Nagle's algorithm on
+/// makes 40 ms of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_small_chunks_are_staged_together_where_a_row_is_refused() {
+    let two = TwoDatabases::start(many_chunks()).await;
+    let csv = source(seed(), ROWS, 1, 0).csv;
+    let again = [&*csv, b"7,again,,1\n"].concat();
+    let table = "CREATE TABLE t (id bigint PRIMARY KEY, name text, note text, amount bigint)";
+    two.destination.database.run(table).await;
+    // Whoever needs more is never let go.
+    two.destination.proxy.hold("SAVEPOINT longshore_stage", 5);
+    let id = two.begin(&json!({"destination": {"table": "t"}, "on_error": {"max_rejects": 1}}), &again).await;
+    let import = two.api().done(&id).await;
+    assert_succeeded(&import);
+    assert_eq!(import["progress"]["rows_rejected"], 1, "{import}");
+    two.destination.database.assert_holds("t", &[&csv]).await;
+    two.assert_tidy().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_others_took_are_waited_for() {
     let two = with_destination(|folder| PostgresServer::start_with(folder, &["max_connections=50"])).await;

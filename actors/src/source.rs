@@ -10,7 +10,7 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use longshore_domain::{LineNumber, LoadPlan, RowNumber};
+use longshore_domain::{ByteRange, LineNumber, LoadPlan, RowNumber};
 use longshore_parse::{Batch, ChunkEnd, find_records};
 use longshore_storage::database::{ImportRecord, NewChunk};
 use longshore_storage::destination::{ChunkRows, ChunkSource, DestinationError, Planned, RecordLookup};
@@ -27,6 +27,9 @@ use crate::services::Services;
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a publish that began ahead waits for its next chunk, with a transaction open: then it begins again behind the last.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(10);
+/// Chunks up to so many bytes together are read and written as one: where chunks are small, each would cost the storage and
+/// the destination a round trip or more of its own.
+const RUN_BYTES: u64 = 4 << 20;
 
 /// What is known of an attempt's chunks.
 #[derive(Default)]
@@ -82,11 +85,38 @@ impl ObjectSource {
         found.ok_or_else(|| DestinationError::Unavailable { reason: "no further chunk was loaded in time".to_owned() })
     }
 
-    async fn bytes(&self, chunk: &NewChunk) -> Result<Bytes, DestinationError> {
-        if let Some(bytes) = self.share.as_ref().and_then(|share| share.look(chunk)) {
-            return Ok(bytes);
+    fn place<'a>(&'a self, chunk: &'a NewChunk) -> (&'a str, ByteRange, &'a str) {
+        place_of(chunk, &self.key, &self.etag)
+    }
+
+    fn kept(&self, chunk: &NewChunk) -> Option<Bytes> {
+        self.share.as_ref()?.look(chunk)
+    }
+
+    /// The first of these chunks, and those that follow it in the same place, as long as they are small.
+    fn run<'a>(&self, chunks: &'a [NewChunk]) -> &'a [NewChunk] {
+        let piece = |chunk| (self.place(chunk), self.kept(chunk).is_some());
+        &chunks[..run_length(chunks.iter().map(piece))]
+    }
+
+    /// The bytes of each chunk of a run.
+    async fn bytes(&self, run: &[NewChunk]) -> Result<Vec<Bytes>, DestinationError> {
+        if let Some(kept) = run.iter().map(|chunk| self.kept(chunk)).collect() {
+            return Ok(kept);
         }
-        let (key, range, etag) = place_of(chunk, &self.key, &self.etag);
+        let [first, ..] = run else { return Ok(Vec::new()) };
+        let (key, ByteRange { start, .. }, etag) = self.place(first);
+        let end = run.iter().map(|chunk| self.place(chunk).1.end).max().unwrap_or(start);
+        let bytes = self.read(first, key, ByteRange { start, end }, etag).await?;
+        let piece = |chunk| {
+            let range = self.place(chunk).1;
+            let (from, to) = ((range.start.0 - start.0) as usize, (range.end.0 - start.0) as usize);
+            bytes.slice(from.min(bytes.len())..to.min(bytes.len()))
+        };
+        Ok(run.iter().map(piece).collect())
+    }
+
+    async fn read(&self, chunk: &NewChunk, key: &str, range: ByteRange, etag: &str) -> Result<Bytes, DestinationError> {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
@@ -128,8 +158,9 @@ impl RecordLookup for ObjectSource {
             if here.is_empty() {
                 continue;
             }
-            let bytes = self.bytes(chunk).await?;
-            found.extend(find_records(&self.plan, chunk_input(&bytes, chunk), here));
+            for bytes in self.bytes(std::slice::from_ref(chunk)).await? {
+                found.extend(find_records(&self.plan, chunk_input(&bytes, chunk), here));
+            }
         }
         Ok(found)
     }
@@ -139,17 +170,21 @@ impl RecordLookup for ObjectSource {
 impl ChunkSource for ObjectSource {
     fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
         let next = move |at: usize| async move {
-            let look = |known: &Known| match known.chunks.get(at) {
-                Some(chunk) => Some(Some(chunk.clone())),
-                None => known.planned.map(|_| None),
+            let look = |known: &Known| match known.chunks.get(at..) {
+                Some(chunks @ [_, ..]) => Some(self.run(chunks).to_vec()),
+                _ => known.planned.map(|_| Vec::new()),
             };
-            let Some(chunk) = self.wait_for(look).await? else { return Ok(None) };
-            let bytes = self.bytes(&chunk).await?;
-            if let Some(share) = &self.share {
-                share.copied(chunk.chunk);
+            let run = self.wait_for(look).await?;
+            if run.is_empty() {
+                return Ok(None);
             }
-            let rows = Arc::new(Again { plan: Arc::clone(&self.plan), bytes, chunk }) as Arc<dyn ChunkRows>;
-            Ok(Some((rows, at + 1)))
+            let bytes = self.bytes(&run).await?;
+            if let Some(share) = &self.share {
+                run.iter().for_each(|chunk| share.copied(chunk.chunk));
+            }
+            let behind = at + run.len();
+            let rows = Again { plan: Arc::clone(&self.plan), chunks: run.into_iter().zip(bytes).collect() };
+            Ok(Some((Arc::new(rows) as Arc<dyn ChunkRows>, behind)))
         };
         stream::try_unfold(0, next).boxed()
     }
@@ -159,15 +194,58 @@ impl ChunkSource for ObjectSource {
     }
 }
 
-/// A chunk that was read before.
+/// Where a chunk's bytes are in the storage, and whether they are at hand.
+type Piece<'a> = ((&'a str, ByteRange, &'a str), bool);
+
+/// How many pieces, from the first, follow each other without a gap and are small together; the first may be as large as it is.
+fn run_length<'a>(pieces: impl Iterator<Item = Piece<'a>>) -> usize {
+    let (mut bytes, mut before) = (0, None);
+    let goes_on = |((key, range, etag), kept): &Piece<'a>| {
+        bytes += range.len();
+        let behind = before.replace((*key, *etag, *kept, range.end));
+        behind.is_none_or(|behind| behind == (*key, *etag, *kept, range.start) && bytes <= RUN_BYTES)
+    };
+    pieces.take_while(goes_on).count()
+}
+
+/// Chunks that were read before.
 struct Again {
     plan: Arc<LoadPlan>,
-    bytes: Bytes,
-    chunk: NewChunk,
+    chunks: Vec<(NewChunk, Bytes)>,
 }
 
 impl ChunkRows for Again {
     fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
-        read_rows(&self.plan, &self.bytes, &self.chunk, sink)
+        let mut all = ChunkEnd::default();
+        for (chunk, bytes) in &self.chunks {
+            let end = read_rows(&self.plan, bytes, chunk, sink)?;
+            all.rows += end.rows;
+            all.rejects.extend(end.rejects);
+            all.widenings.extend(end.widenings);
+        }
+        Some(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_that_follow_each_other_are_read_as_one_while_they_are_small() {
+        let piece = |key, start, end, kept| ((key, ByteRange::new(start, end), "etag"), kept);
+        let length = |pieces: &[Piece<'_>]| run_length(pieces.iter().copied());
+        assert_eq!(length(&[]), 0);
+        let (first, second) = (piece("a", 0, 10, false), piece("a", 10, 30, false));
+        assert_eq!(length(&[first, second, piece("a", 30, 31, false)]), 3);
+        for other in [piece("a", 31, 40, false), piece("b", 30, 40, false), piece("a", 30, 40, true)] {
+            assert_eq!(length(&[first, second, other]), 2, "{other:?}");
+        }
+        assert_eq!(length(&[first, (("a", ByteRange::new(10, 20), "another"), false)]), 1);
+        assert_eq!(length(&[first, piece("a", 10, RUN_BYTES, false), piece("a", RUN_BYTES, RUN_BYTES + 1, false)]), 2);
+        assert_eq!(
+            length(&[piece("a", 0, RUN_BYTES * 9, false), piece("a", RUN_BYTES * 9, RUN_BYTES * 9 + 1, false)]),
+            1
+        );
     }
 }

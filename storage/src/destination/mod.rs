@@ -141,7 +141,7 @@ pub enum DestinationError {
     },
 }
 
-/// A chunk's rows, read as often as it takes: a destination writes them while they are read.
+/// A chunk's rows, or those of some that follow each other, read as often as it takes: a destination writes them while they are read.
 pub trait ChunkRows: Send + Sync {
     /// Reads them on the calling thread, which is busy with it; `None` where `sink` said to stop, with false.
     fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd>;
