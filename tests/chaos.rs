@@ -33,6 +33,10 @@ const CRASHES: u32 = 5;
 const CRASH_WITHIN_MS: u64 = 800;
 /// How long anything may take to move on before it hangs.
 const STUCK: Duration = Duration::from_secs(60);
+/// How soon everything moves on behind the last fault, as promised. Whatever takes longer is told.
+const PROMISED: Duration = Duration::from_secs(10);
+/// From when on what is waited for is told, each second, so that it can be found out why.
+const SLOW: Duration = Duration::from_secs(8);
 
 /// What can happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,6 +105,8 @@ struct Breaker<'a> {
     faults: BTreeMap<&'static str, u64>,
     kills: u64,
     slowest: Duration,
+    /// Moves that took longer than promised.
+    late: u64,
 }
 
 /// Where an import stands: whatever of it moves.
@@ -132,7 +138,9 @@ impl Breaker<'_> {
             self.cluster.workers[worker].signal("CONT");
         }
         let recovered = self.recover().await;
+        println!("all moved on in {:.1} s", recovered.as_secs_f64());
         self.slowest = self.slowest.max(recovered);
+        self.late += u64::from(recovered > PROMISED);
     }
 
     async fn down(&mut self, fault: Fault, stopped: &mut Vec<usize>) {
@@ -212,14 +220,58 @@ impl Breaker<'_> {
     async fn recover(&self) -> Duration {
         let begun = Instant::now();
         let mut waiting = None;
+        let mut told = SLOW;
         until_within(STUCK, "every import moves on", async || {
-            let now = self.standing().await?;
-            let waiting = waiting.get_or_insert_with(|| now.clone());
-            waiting.retain(|import, stood| now.get(import) == Some(stood));
+            let now = self.standing().await;
+            let waiting = match (&mut waiting, &now) {
+                (Some(waiting), _) => waiting,
+                (none, Some(now)) => none.insert(now.clone()),
+                (None, None) => return None,
+            };
+            waiting.retain(|import, stood| now.as_ref().is_none_or(|now| now.get(import) == Some(stood)));
+            if begun.elapsed() > told && !waiting.is_empty() {
+                told = begun.elapsed() + Duration::from_secs(1);
+                self.tell(begun.elapsed(), waiting).await;
+            }
             waiting.is_empty().then_some(())
         })
         .await;
         begun.elapsed()
+    }
+
+    /// Prints what imports that do not move on wait for.
+    async fn tell(&self, since: Duration, waiting: &Standing) {
+        for (import, stood) in waiting {
+            println!("{:.1} s without a move: {import}: {stood}", since.as_secs_f64());
+            let import_row = format!(
+                "SELECT concat_ws(' ', 'epoch', epoch, 'owner', lease_owner, \
+                     'lease ms', lease_until_ms - (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
+                     'scanned', scan_done, 'chunks', chunks_done, 'of', chunks_total, error) \
+                 FROM longshore_imports WHERE id = '{import}'"
+            );
+            let chunks = format!(
+                "SELECT concat_ws(' ', 'chunks', c.state, count(*), min(c.chunk), \
+                     'claim ms', max(c.claim_until_ms) - (extract(epoch FROM clock_timestamp()) * 1000)::bigint) \
+                 FROM longshore_chunks c JOIN longshore_imports i ON i.id = c.import_id AND i.attempt = c.attempt \
+                 WHERE i.id = '{import}' GROUP BY c.state"
+            );
+            let sessions = "SELECT concat_ws(' ', application_name, state, wait_event_type, wait_event, \
+                     now() - xact_start, pg_blocking_pids(pid)::text, left(query, 100)) \
+                 FROM pg_stat_activity WHERE application_name LIKE 'longshore%' AND state <> 'idle'";
+            for sql in [&import_row, &chunks, sessions] {
+                for row in self.watch.try_rows(sql).await.into_iter().flatten() {
+                    println!("  {}", row[0].as_deref().unwrap_or_default());
+                }
+            }
+        }
+        let processes = self.cluster.nodes.iter().chain(&self.cluster.workers);
+        for process in processes {
+            let log = process.log();
+            let lines = log.lines().rev().filter(|line| waiting.keys().any(|import| line.contains(import)));
+            for line in lines.take(5).collect::<Vec<_>>().into_iter().rev() {
+                println!("  {}: {line}", process.name());
+            }
+        }
     }
 
     /// The imports that somebody has to work on.
@@ -252,6 +304,7 @@ fn report(seed: u64, ran: Duration, breaker: &Breaker<'_>, made: &Made) {
         ("rows found", made.found),
         ("rows lost", made.lost),
         ("rows too many", made.repeated),
+        ("moves that took longer than promised", breaker.late),
     ] {
         println!("| {what} | {count} |");
     }
@@ -260,7 +313,7 @@ fn report(seed: u64, ran: Duration, breaker: &Breaker<'_>, made: &Made) {
         "revision": revision, "seed": seed, "seconds": ran.as_secs(), "faults": breaker.faults, "kills": breaker.kills,
         "imports": {"succeeded": made.succeeded, "failed": made.failed, "cancelled": made.cancelled},
         "rows": {"expected": made.expected, "found": made.found, "lost": made.lost, "too_many": made.repeated},
-        "slowest_recovery_seconds": slowest,
+        "slowest_recovery_seconds": slowest, "later_than_promised": breaker.late,
     });
     println!("{result}");
     if let Ok(file) = std::env::var("CHAOS_JSON") {
@@ -299,6 +352,7 @@ async fn faults_at_any_moment_lose_and_repeat_nothing() {
         faults: BTreeMap::new(),
         kills: 0,
         slowest: Duration::ZERO,
+        late: 0,
     };
     let breaking = async {
         let over = |breaker: &Breaker<'_>| match kills {
