@@ -559,12 +559,6 @@ fn listen(bus: Arc<dyn Bus>, import: ImportId) -> impl Stream<Item = ChunkReport
         .flatten()
 }
 
-/// Whether no chunk job waits on the bus; a bus that does not say so may hold some.
-async fn queue_is_empty(bus: &dyn Bus) -> bool {
-    let depths = bus.depths().await.unwrap_or_default();
-    depths.iter().any(|depth| depth.queue == QueueName::Chunks && depth.waiting == 0)
-}
-
 /// A control database that holds what cannot be read.
 pub(crate) fn internal(error: longshore_storage::database::DatabaseError) -> Problem {
     Problem::new(ProblemKind::Internal, error.to_string())
@@ -576,6 +570,8 @@ struct Run {
     scan_patience: Patience,
     scan_done: bool,
     window: JobWindow,
+    /// Which queue the jobs were in when it was looked at last.
+    queue_made: Option<i128>,
     status: ActorRef<StatusMessage>,
     chunks_total: u64,
     rejected: u64,
@@ -658,7 +654,18 @@ impl Run {
             ahead
         });
         let rejected = committed.rejected;
-        Ok(Self { scan, scan_patience, scan_done, window, status, chunks_total, rejected, share, ahead })
+        Ok(Self {
+            scan,
+            scan_patience,
+            scan_done,
+            window,
+            queue_made: None,
+            status,
+            chunks_total,
+            rejected,
+            share,
+            ahead,
+        })
     }
 
     /// Until every chunk is committed.
@@ -822,8 +829,8 @@ impl Run {
         }
         let known = |chunk: ChunkIndex| open.iter().find(|open| open.chunk == chunk);
         self.collect_done(owner, lowest, |chunk| known(chunk).is_none()).await?;
-        let queue_is_empty = self.window.waits_long() && queue_is_empty(&*owner.services.bus).await;
-        let again = self.window.tick(queue_is_empty, |chunk| match known(chunk) {
+        let lost = self.window.waits_long() && self.jobs_are_lost(&*owner.services.bus).await;
+        let again = self.window.tick(lost, |chunk| match known(chunk) {
             Some(open) if open.held => Republish::Held,
             Some(open) if open.claimed => Republish::Orphaned,
             _ => Republish::Unclaimed,
@@ -835,6 +842,14 @@ impl Run {
         metrics().chunk_jobs_republished(again.len());
         self.publish_jobs(owner, again).await;
         Ok(())
+    }
+
+    /// Whether jobs that nobody took wait no more: the queue is empty, or another one than at the last look.
+    async fn jobs_are_lost(&mut self, bus: &dyn Bus) -> bool {
+        let depths = bus.depths().await.unwrap_or_default();
+        let Some(queue) = depths.into_iter().find(|depth| depth.queue == QueueName::Chunks) else { return false };
+        let seen = self.queue_made.replace(queue.made);
+        queue.waiting == 0 || seen.is_some_and(|seen| seen != queue.made)
     }
 
     /// Whether what was done so far is still there: staging that somebody dropped, decoded text that is gone.

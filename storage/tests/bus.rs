@@ -494,6 +494,8 @@ async fn a_server_that_is_killed_and_started_again_is_used_again() {
     let bus = Arc::new(prepared(config(&server.url())).await);
     bus.publish_chunk(&job(1)).await.unwrap();
     pull_one(&*bus).await.receipt.ack().await.unwrap();
+    let made = async || bus.depths().await.unwrap().into_iter().map(|depth| depth.made).collect::<Vec<_>>();
+    let mut queues = made().await;
 
     // A puller waits while the server dies, and again while it comes back without its store.
     for (chunk, wipe) in [(2, false), (3, true)] {
@@ -531,6 +533,14 @@ async fn a_server_that_is_killed_and_started_again_is_used_again() {
             jobs.is_empty()
         })
         .await;
+        let now = made().await;
+        let others = queues.iter().zip(&now).filter(|(before, now)| before != now).count();
+        assert_eq!(
+            others,
+            if wipe { 3 } else { 0 },
+            "queues that were lost are told from those that were there before"
+        );
+        queues = now;
     }
 }
 

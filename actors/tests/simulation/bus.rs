@@ -32,11 +32,12 @@ struct Message<T> {
 pub struct Queue<T> {
     messages: Vec<Message<T>>,
     next: u64,
+    wiped: i128,
 }
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Self { messages: Vec::new(), next: 0 }
+        Self { messages: Vec::new(), next: 0, wiped: 0 }
     }
 }
 
@@ -49,13 +50,15 @@ impl<T: Clone> Queue<T> {
 
     pub fn clear(&mut self) {
         self.messages.clear();
+        self.wiped += 1;
     }
 
     fn depth(&self, queue: QueueName) -> QueueDepth {
         // What is late did not arrive yet.
         let here = self.messages.iter().filter(|message| message.delivered || message.from <= Instant::now());
         let (delivered, waiting): (Vec<_>, Vec<_>) = here.partition(|message| message.delivered);
-        QueueDepth { queue, waiting: waiting.len() as u64, delivered: delivered.len() as u64 }
+        let (waiting, delivered) = (waiting.len() as u64, delivered.len() as u64);
+        QueueDepth { queue, waiting, delivered, made: self.wiped }
     }
 
     fn postpone(&mut self, id: u64, delay: Duration) {

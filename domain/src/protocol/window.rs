@@ -70,28 +70,29 @@ impl JobWindow {
         self.done.insert(chunk)
     }
 
-    /// Whether a job waits for its next publication for longer than the first patience: then it is worth a look whether the
-    /// queue holds it.
+    /// Whether a job waits for about the first patience, or longer: then it is worth a look at the queue that holds it.
     #[must_use]
     pub fn waits_long(&self) -> bool {
-        self.in_flight.values().any(|flight| flight.age + 1 >= REPUBLISH_AFTER && flight.patience > REPUBLISH_AFTER)
+        self.in_flight.values().any(|flight| flight.age + 1 >= REPUBLISH_AFTER)
     }
 
-    /// A tick passed: which of the jobs in flight to publish once more, by what the database says of each. `queue_is_empty`:
-    /// no job waits on the bus, so those that nobody holds are lost.
-    pub fn tick(&mut self, queue_is_empty: bool, look: impl Fn(ChunkIndex) -> Republish) -> Vec<ChunkIndex> {
+    /// A tick passed: which of the jobs in flight to publish once more, by what the database says of each. `lost`: no job
+    /// waits on the bus, or it is another queue by now, so those that nobody holds are not there any more.
+    pub fn tick(&mut self, lost: bool, look: impl Fn(ChunkIndex) -> Republish) -> Vec<ChunkIndex> {
         let mut again = Vec::new();
         for (chunk, flight) in &mut self.in_flight {
             flight.age += 1;
-            let patience = if queue_is_empty { REPUBLISH_AFTER } else { flight.patience };
+            if lost {
+                flight.patience = REPUBLISH_AFTER;
+            }
             let due = match look(*chunk) {
                 Republish::Held => {
                     *flight = InFlight { age: 0, patience: REPUBLISH_AFTER };
                     false
                 }
                 // At the first tick behind a claim that was held until then; afterwards the job waits like any other.
-                Republish::Orphaned => flight.age == 1 || flight.age >= patience,
-                Republish::Unclaimed => flight.age >= patience,
+                Republish::Orphaned => flight.age == 1 || flight.age >= flight.patience,
+                Republish::Unclaimed => flight.age >= flight.patience,
             };
             if due {
                 *flight = InFlight { age: 1, patience: (flight.patience * 2).min(REPUBLISH_AT_MOST) };
@@ -187,6 +188,21 @@ mod tests {
             })
             .collect();
         assert_eq!(ticks, [5, 9, 13, 17, 21, 25, 29]);
+    }
+
+    #[test]
+    fn jobs_of_a_queue_that_was_lost_are_all_published_as_soon_as_at_first() {
+        let mut window = JobWindow::new(2);
+        window.add(ChunkIndex(0));
+        window.take();
+        let tick = |window: &mut JobWindow, lost| window.tick(lost, |_| Republish::Unclaimed);
+        let ticks: Vec<_> = (1..=14).map(|_| tick(&mut window, false)).collect();
+        assert_eq!((&ticks[4], &ticks[13]), (&chunks([0]), &chunks([0])), "its patience is 20 ticks from here");
+        window.add(ChunkIndex(1));
+        window.take();
+        // It is noticed once, while none of them is due.
+        let ticks: Vec<_> = (15..=20).map(|tick_| tick(&mut window, tick_ == 16)).collect();
+        assert_eq!(ticks, [vec![], vec![], vec![], chunks([0]), chunks([1]), vec![]]);
     }
 
     #[test]

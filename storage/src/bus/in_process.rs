@@ -259,6 +259,7 @@ impl<T: Clone + Send + 'static> Queue<T> {
             queue,
             waiting: state.ready.len() as u64,
             delivered: (state.delivered.len() + state.delayed.len()) as u64,
+            made: 0,
         }
     }
 

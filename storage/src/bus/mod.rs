@@ -143,6 +143,8 @@ pub struct QueueDepth {
     pub waiting: u64,
     /// Messages that were delivered and are not answered for. One that was handed back counts until it is delivered again.
     pub delivered: u64,
+    /// Which queue of this name it is, by when it was made: another one behind the loss of a store, and of all messages with it.
+    pub made: i128,
 }
 
 /// How long a delivery may stay unanswered before it is delivered again.

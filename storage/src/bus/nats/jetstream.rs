@@ -232,7 +232,8 @@ impl JetStream {
         let found = self.context.get_consumer_from_stream::<pull::Config, _, _>(&consumer, &stream).await;
         let found = found.map_err(|error| self.error(format!("{stream} tells nothing of {consumer}: {error}")))?;
         let info = found.cached_info();
-        Ok(QueueDepth { queue: queue.label(), waiting: info.num_pending, delivered: info.num_ack_pending as u64 })
+        let (waiting, delivered) = (info.num_pending, info.num_ack_pending as u64);
+        Ok(QueueDepth { queue: queue.label(), waiting, delivered, made: info.created.unix_timestamp_nanos() })
     }
 
     fn not_made(&self, name: &str, error: &dyn std::fmt::Display) -> BusError {
