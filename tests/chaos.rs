@@ -32,7 +32,7 @@ const CRASHES: u32 = 5;
 /// How long it may live in between, in milliseconds: from its first steps to the middle of its work.
 const CRASH_WITHIN_MS: u64 = 800;
 /// How long anything may take to move on before it hangs.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_secs(30);
 /// How soon everything moves on behind the last fault, as promised. Whatever takes longer is told.
 const PROMISED: Duration = Duration::from_secs(10);
 /// From when on what is waited for is told, each second, so that it can be found out why.

@@ -15,7 +15,7 @@ use common::data::{ODD_HEADER, columns, odd_columns, source};
 use common::process::{Process, settings};
 use common::s3::{S3Kind, on_every_s3_server};
 use common::servers::PostgresServer;
-use common::{seed, until};
+use common::{DEADLINE, seed, until};
 
 on_every_s3_server!(
     a_storage_event_alone_starts_an_import_that_several_workers_share,
@@ -381,7 +381,8 @@ async fn a_table_that_is_loaded_into_is_let_go_while_a_chunk_is_late(s3: S3Kind)
     );
     until("rows are copied", async || (database.one(&copies).await == "1").then_some(())).await;
     // Waits as long as anybody who inserts has it.
-    database.lock("LOCK TABLE t IN ACCESS EXCLUSIVE MODE").await.rollback().await.unwrap();
+    let lock = tokio::time::timeout(DEADLINE, database.lock("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")).await;
+    lock.expect("the table is let go").rollback().await.unwrap();
     assert_eq!(cluster.api.got(&format!("/v1/imports/{id}")).await["state"], "running");
     late.rollback().await.unwrap();
     assert_succeeded(&cluster.api.done(&id).await);

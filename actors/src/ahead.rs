@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
@@ -25,7 +27,35 @@ pub(crate) struct Ahead {
     known: watch::Sender<Known>,
     share: Option<Arc<Share>>,
     publish: AbortOnDropHandle<Result<PublishOutcome, DestinationError>>,
-    turn: Option<OwnedSemaphorePermit>,
+    _turn: OwnedSemaphorePermit,
+}
+
+/// How long its transaction may be open before all chunks are loaded: what it has written, and the keys of that, wait for it, and so
+/// does whoever wants them.
+const AT_MOST: Duration = Duration::from_secs(60);
+/// How often it is asked whether that will do.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Whether so much of the whole in this time leads to all of it in time.
+fn keeps_pace(open: Duration, loaded: u64, size: u64) -> bool {
+    open.as_millis() * u128::from(size) <= AT_MOST.as_millis() * u128::from(loaded)
+}
+
+/// Ends once it is clear that not all chunks are loaded in time.
+async fn falls_behind(known: watch::Receiver<Known>, size: u64) {
+    let begun = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let known = known.borrow();
+        if known.planned.is_some() {
+            break;
+        }
+        let loaded = known.chunks.iter().map(NewChunk::object_bytes).sum();
+        if !keeps_pace(begun.elapsed(), loaded, size) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 impl Drop for Ahead {
@@ -52,6 +82,7 @@ impl Ahead {
         let (known, mut begins) = watch::channel(Known::default());
         let source = ObjectSource::new(services, record, plan.clone(), known.subscribe(), share.clone());
         let (destination, on_error) = (Arc::clone(&services.destination), record.request.on_error);
+        let size = record.size.unwrap_or(0);
         let publish = async move {
             // Nothing is held in the destination before there is something to copy.
             let begun = begins.wait_for(|known| !known.chunks.is_empty() || known.planned.is_some()).await.is_ok();
@@ -59,14 +90,19 @@ impl Ahead {
                 return Err(DestinationError::Unavailable { reason: "nothing was loaded".to_owned() });
             }
             tracing::debug!("the publish begins ahead");
-            let outcome = destination.publish(ticket, &plan, on_error, &source).await;
+            let outcome = tokio::select! {
+                outcome = destination.publish(ticket, &plan, on_error, &source) => outcome,
+                () = falls_behind(begins.clone(), size) => {
+                    Err(DestinationError::Unavailable { reason: "its chunks are not loaded fast enough".to_owned() })
+                }
+            };
             if let Err(error) = &outcome {
                 tracing::info!(%error, "the publish that began ahead ended; it begins again behind the last chunk");
             }
             outcome
         };
         let publish = AbortOnDropHandle::new(tokio::spawn(publish.in_current_span()));
-        Self { planned: VecDeque::new(), committed: BTreeSet::new(), known, share, publish, turn: Some(turn) }
+        Self { planned: VecDeque::new(), committed: BTreeSet::new(), known, share, publish, _turn: turn }
     }
 
     /// Chunks behind those that were planned before.
@@ -98,16 +134,26 @@ impl Ahead {
         !self.publish.is_finished()
     }
 
-    /// The turn that it holds, for whoever goes on with it.
-    pub(crate) fn take_turn(&mut self) -> Option<OwnedSemaphorePermit> {
-        self.turn.take()
-    }
-
     /// All chunks are committed, and the import may be published: what becomes of it.
     pub(crate) async fn finish(mut self, planned: Planned) -> Result<PublishOutcome, DestinationError> {
         self.known.send_modify(|known| known.planned = Some(planned));
         let ended = (&mut self.publish).await;
         // Where it panicked, the next try says so.
         ended.unwrap_or_else(|error| Err(DestinationError::Unavailable { reason: error.to_string() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_keeps_pace_while_it_leads_to_the_end_in_time() {
+        let seconds = Duration::from_secs;
+        assert!(keeps_pace(seconds(10), 100, 600));
+        assert!(!keeps_pace(seconds(10), 99, 600));
+        assert!(keeps_pace(seconds(50), 500, 600));
+        assert!(!keeps_pace(seconds(61), 600, 600));
+        assert!(!keeps_pace(seconds(10), 0, 1 << 40));
     }
 }

@@ -1,5 +1,5 @@
-//! Chunks that a scan has read and nobody has loaded yet: kept for the workers of the scan's own node, so that an object is
-//! read once where one node does all the work (`docs/decisions.md`, "The object is read once").
+//! Chunks that a scan has read and nobody has loaded, or copied, yet: kept for the workers and the publish of the scan's own
+//! node, so that an object is read once where one node does all the work (`docs/decisions.md`, "The object is read once").
 //!
 //! What is kept is a shortcut, and nothing depends on it: a chunk that is not here is read from the storage. Memory is
 //! bounded for the node and for each import; an import that finds no room keeps nothing, and is scanned as if this were not

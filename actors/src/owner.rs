@@ -45,6 +45,9 @@ const WINDOW: usize = 64;
 /// How often the owner looks at the database, whatever the bus says.
 const TICK: Duration = Duration::from_secs(1);
 
+/// How often an owner whose jobs wait asks which queue they wait in.
+const QUEUE_LOOK_EVERY: Duration = Duration::from_secs(3);
+
 /// From this attempt on, work that the destination lost is no reason for another one.
 const ATTEMPTS_OF_LOST_WORK: u32 = 5;
 
@@ -54,6 +57,9 @@ const LARGEST_UNSTAGED: u64 = 4 << 30;
 
 /// A publish begins ahead for a file of at least so many chunks: with fewer, most are loaded at the same time.
 const CHUNKS_TO_BEGIN_AHEAD: u64 = 4;
+
+/// And of at most so many bytes: a larger one is not loaded within the time that its transaction may be open.
+const LARGEST_AHEAD: u64 = 1 << 30;
 
 /// Chunks that are stored in one statement.
 const STORE_AT_ONCE: usize = 64;
@@ -387,8 +393,8 @@ impl Owner {
             }
         };
         let mut ahead = self.ahead.take().filter(Ahead::is_under_way);
-        let _turn = match &mut ahead {
-            Some(ahead) => ahead.take_turn(),
+        let turn = match &ahead {
+            Some(_) => None,
             None => self.turn_to_publish(&plan).await?,
         };
         if self.record.state != ImportState::Publishing {
@@ -402,14 +408,17 @@ impl Owner {
         let (_, known) = watch::channel(known);
         let source = ObjectSource::new(&self.services, &self.record, plan.clone(), known, self.share.take());
         let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
-        let (destination, plan, source) = (&self.services.destination, &plan, &source);
+        let (services, plan, source) = (&self.services, &plan, &source);
+        // One that began ahead has a turn of another sort, which ends with it.
+        let needs_turn = turn.is_none() && plan.may_wait_in_object(ticket.attempt);
         let publish = || {
             let ahead = ahead.take();
             async move {
-                match ahead {
-                    Some(ahead) => ahead.finish(planned).await,
-                    None => destination.publish(ticket, plan, on_error, source).await,
+                if let Some(ahead) = ahead {
+                    return ahead.finish(planned).await;
                 }
+                let _turn = if needs_turn { services.kept.publish().await } else { None };
+                services.destination.publish(ticket, plan, on_error, source).await
             }
         };
         match timed(StepName::Publish, patiently(&self.patience, "publish", publish)).await {
@@ -570,8 +579,8 @@ struct Run {
     scan_patience: Patience,
     scan_done: bool,
     window: JobWindow,
-    /// Which queue the jobs were in when it was looked at last.
-    queue_made: Option<i128>,
+    /// When the queue of jobs was looked at last, and which it was.
+    queue: Option<(Instant, i128)>,
     status: ActorRef<StatusMessage>,
     chunks_total: u64,
     rejected: u64,
@@ -645,7 +654,9 @@ impl Run {
             tokio::spawn(scan.run(owner.services.clone(), out, scan_patience.clone()).in_current_span());
         }
         let chunks_total = chunks.len() as u64;
-        let is_worth_it = staging == Staging::Object && size >= CHUNKS_TO_BEGIN_AHEAD * chunk_size;
+        let is_worth_it = staging == Staging::Object
+            && size >= CHUNKS_TO_BEGIN_AHEAD.saturating_mul(chunk_size)
+            && size <= LARGEST_AHEAD;
         let turn = if is_worth_it { owner.services.kept.ahead() } else { None };
         let ahead = turn.map(|turn| {
             let mut ahead = Ahead::new(&owner.services, &owner.record, owner.ticket(), plan, share.clone(), turn);
@@ -654,18 +665,7 @@ impl Run {
             ahead
         });
         let rejected = committed.rejected;
-        Ok(Self {
-            scan,
-            scan_patience,
-            scan_done,
-            window,
-            queue_made: None,
-            status,
-            chunks_total,
-            rejected,
-            share,
-            ahead,
-        })
+        Ok(Self { scan, scan_patience, scan_done, window, queue: None, status, chunks_total, rejected, share, ahead })
     }
 
     /// Until every chunk is committed.
@@ -754,14 +754,16 @@ impl Run {
         Ok(())
     }
 
-    /// A job that the bus did not take is published again by the window's patience.
-    async fn publish_jobs(&self, owner: &Owner, jobs: Vec<ChunkIndex>) {
+    /// Those that the bus did not take are published again by the window's patience.
+    async fn publish_jobs(&mut self, owner: &Owner, jobs: Vec<ChunkIndex>) {
         let Ticket { import, attempt, epoch } = owner.ticket();
-        for chunk in jobs {
+        let mut jobs = jobs.into_iter();
+        while let Some(chunk) = jobs.next() {
             failpoint::pass("job.before");
             if let Err(error) = owner.services.bus.publish_chunk(&ChunkJob { import, attempt, epoch, chunk }).await {
                 error.count();
-                tracing::warn!(%error, chunk = chunk.0, "chunk job not published; it will be again");
+                tracing::warn!(%error, chunk = chunk.0, "chunk jobs not published; they will be again");
+                std::iter::once(chunk).chain(jobs).for_each(|chunk| self.window.not_taken(chunk));
                 return;
             }
             failpoint::pass("job.after");
@@ -844,12 +846,22 @@ impl Run {
         Ok(())
     }
 
-    /// Whether jobs that nobody took wait no more: the queue is empty, or another one than at the last look.
+    /// Whether jobs that nobody took may wait no more: the queue is empty, or another one than at the last look.
     async fn jobs_are_lost(&mut self, bus: &dyn Bus) -> bool {
-        let depths = bus.depths().await.unwrap_or_default();
-        let Some(queue) = depths.into_iter().find(|depth| depth.queue == QueueName::Chunks) else { return false };
-        let seen = self.queue_made.replace(queue.made);
-        queue.waiting == 0 || seen.is_some_and(|seen| seen != queue.made)
+        if self.queue.is_some_and(|(looked, _)| looked.elapsed() < QUEUE_LOOK_EVERY) {
+            return false;
+        }
+        match bus.depth(QueueName::Chunks).await {
+            Ok(queue) => {
+                let seen = self.queue.replace((Instant::now(), queue.made));
+                queue.waiting == 0 || seen.is_none_or(|(_, made)| made != queue.made)
+            }
+            Err(error) => {
+                error.count();
+                tracing::debug!(%error, "the queue of chunk jobs was not looked at");
+                false
+            }
+        }
     }
 
     /// Whether what was done so far is still there: staging that somebody dropped, decoded text that is gone.

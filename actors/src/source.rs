@@ -149,16 +149,19 @@ impl RecordLookup for ObjectSource {
         let mut rows = rows.to_vec();
         rows.sort_unstable();
         let mut found = Vec::with_capacity(rows.len());
-        let mut rest = rows.as_slice();
-        let chunks = self.known.borrow().chunks.clone();
-        for chunk in &chunks {
-            let behind = chunk.first_row.0 + chunk.rows;
-            let (here, later) = rest.split_at(rest.partition_point(|row| row.0 < behind));
-            rest = later;
-            if here.is_empty() {
-                continue;
-            }
-            for bytes in self.bytes(std::slice::from_ref(chunk)).await? {
+        let behind = |chunk: &NewChunk| chunk.first_row.0 + chunk.rows;
+        let has = |chunk: &&NewChunk| {
+            let next = rows.partition_point(|row| row.0 < chunk.first_row.0);
+            rows.get(next).is_some_and(|row| row.0 < behind(chunk))
+        };
+        let chunks: Vec<NewChunk> = self.known.borrow().chunks.iter().filter(has).cloned().collect();
+        let (mut chunks, mut rest) = (chunks.as_slice(), rows.as_slice());
+        while !chunks.is_empty() {
+            let (run, later) = chunks.split_at(self.run(chunks).len());
+            chunks = later;
+            for (chunk, bytes) in run.iter().zip(self.bytes(run).await?) {
+                let (here, later) = rest.split_at(rest.partition_point(|row| row.0 < behind(chunk)));
+                rest = later;
                 found.extend(find_records(&self.plan, chunk_input(&bytes, chunk), here));
             }
         }
@@ -218,10 +221,7 @@ impl ChunkRows for Again {
     fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
         let mut all = ChunkEnd::default();
         for (chunk, bytes) in &self.chunks {
-            let end = read_rows(&self.plan, bytes, chunk, sink)?;
-            all.rows += end.rows;
-            all.rejects.extend(end.rejects);
-            all.widenings.extend(end.widenings);
+            all.append(read_rows(&self.plan, bytes, chunk, sink)?);
         }
         Some(all)
     }

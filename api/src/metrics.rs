@@ -19,7 +19,7 @@ use utoipa::openapi::OpenApi;
 use longshore_domain::ImportId;
 use longshore_storage::failure::Failure;
 use longshore_telemetry::metrics::CONTENT_TYPE;
-use longshore_telemetry::{Dependency, DependencyFault, MessageState, Sampled, metrics, render, trace};
+use longshore_telemetry::{Dependency, DependencyFault, MessageState, QueueName, Sampled, metrics, render, trace};
 
 use crate::{ApiState, Parts};
 
@@ -66,7 +66,7 @@ async fn look(state: &ApiState) -> Sampled {
     let sampled = Sampled::default();
     let (backlog, depths, destination, objects) = futures::join!(
         within(Dependency::Database, database.backlog()),
-        within(Dependency::Bus, bus.depths()),
+        within(Dependency::Bus, futures::future::try_join_all(QueueName::ALL.iter().map(|queue| bus.depth(*queue)))),
         within(Dependency::Destination, destination.check()),
         within(Dependency::Objects, objects.check()),
     );

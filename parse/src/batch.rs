@@ -93,6 +93,15 @@ pub struct ChunkEnd {
     pub widenings: Vec<Widening>,
 }
 
+impl ChunkEnd {
+    /// Adds what the chunk behind it holds.
+    pub fn append(&mut self, next: Self) {
+        self.rows += next.rows;
+        self.rejects.extend(next.rejects);
+        self.widenings.extend(next.widenings);
+    }
+}
+
 /// What one chunk holds, all of it in memory.
 #[derive(Debug, Clone, Default)]
 pub struct ParsedChunk {

@@ -670,6 +670,7 @@ mod postgres_only {
         a_source_that_breaks_leaves_the_table_untouched
         a_publish_copies_while_later_chunks_are_loaded
         a_row_that_a_publish_meets_early_is_searched_for_behind_the_last_chunk
+        chunks_that_come_as_one_have_the_rejects_of_each
         a_publish_that_began_under_an_older_owner_is_ended
         a_publish_that_began_before_an_abort_adds_nothing
         a_publish_that_is_given_up_leaves_the_table_free
@@ -896,6 +897,76 @@ mod postgres_only {
             assert_eq!(rejects, [(5, RejectReason::ConstraintViolation)]);
         }
         assert_eq!(stage.count("t").await, 400);
+        stage.assert_clean().await;
+    }
+
+    /// Chunks that follow each other.
+    #[derive(Clone)]
+    struct Several(Vec<ParsedChunk>);
+
+    /// They come as one.
+    struct Run(Several, Planned);
+
+    impl ChunkRows for Several {
+        fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
+            let mut all = ChunkEnd::default();
+            for chunk in &self.0 {
+                all.append(chunk.read(sink)?);
+            }
+            Some(all)
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl RecordLookup for Run {
+        async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
+            Records.find(rows).await
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl ChunkSource for Run {
+        fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
+            stream::iter([Ok(Arc::new(self.0.clone()) as Arc<dyn ChunkRows>)]).boxed()
+        }
+
+        async fn planned(&self) -> Result<Planned, DestinationError> {
+            Ok(self.1)
+        }
+    }
+
+    async fn chunks_that_come_as_one_have_the_rejects_of_each(stage: Stage) {
+        stage.probe.run(KEYED).await;
+        let plan = plan("t", Target::ExistingTable, &ID_NAME);
+        let ticket = ticket();
+        stage.begin(ticket, &plan).await;
+        // What the parser refuses in the first and the last, what the database cannot hold in the second; and a key that is taken.
+        let part = |first: u64, bad: Option<u64>| {
+            let rows: Vec<u64> = (first..first + 10).filter(|row| Some(*row) != bad).collect();
+            let numbers: Vec<_> = rows.iter().map(|row| Some(*row as i64)).collect();
+            let names: Vec<_> = rows.iter().map(|row| Some(if *row == 15 { "b\0c" } else { "name" })).collect();
+            let columns = vec![int64(&numbers), text(&names)];
+            let batch = Batch { rows: rows.len(), numbers: RowNumbers::Listed(rows), columns };
+            let rejects = bad.map(parse_reject).into_iter().collect();
+            ParsedChunk { rows: 10, batches: vec![batch], rejects, widenings: Vec::new() }
+        };
+        let chunks = vec![part(1, Some(3)), part(11, None), part(21, Some(28))];
+        for (index, chunk) in (0..).zip(&chunks) {
+            let refused = u64::from(index == 1 && stage.wanted == Staging::Table);
+            let rejected = chunk.rejects.len() as u64 + refused;
+            assert_eq!(stage.write(ticket, index, &plan, chunk.clone()).await, committed(10, rejected));
+        }
+        let source = Run(Several(chunks), Planned { chunks: 3, rows: 30 });
+        let outcome = stage.destination.publish(ticket, &plan, any_rejects(), &source).await;
+        assert_eq!(outcome.unwrap(), published(26, 4));
+        let rejects = stage.rejects(ticket).await;
+        assert_eq!(rejects.iter().map(|reject| reject.row.0).collect::<Vec<_>>(), [3, 5, 15, 28]);
+        let found = rejects.iter().filter(|reject| matches!(reject.row.0, 5 | 15));
+        assert!(found.clone().all(|reject| reject.record == record_of(reject.row.0)), "{rejects:?}");
+        assert_eq!(
+            stage.probe.rows("SELECT count(*), count(DISTINCT id), max(id) FROM t").await,
+            [some(&["27", "27", "30"])]
+        );
         stage.assert_clean().await;
     }
 

@@ -212,15 +212,13 @@ impl Bus for SimBus {
         Ok(())
     }
 
-    async fn depths(&self) -> Result<Vec<QueueDepth>, BusError> {
-        let depths = |state: &mut State| {
-            vec![
-                state.events.depth(QueueName::Events),
-                state.import_jobs.depth(QueueName::Imports),
-                state.chunk_jobs.depth(QueueName::Chunks),
-            ]
+    async fn depth(&self, queue: QueueName) -> Result<QueueDepth, BusError> {
+        let depth = |state: &mut State| match queue {
+            QueueName::Events => state.events.depth(queue),
+            QueueName::Imports => state.import_jobs.depth(queue),
+            QueueName::Chunks => state.chunk_jobs.depth(queue),
         };
-        Ok(self.0.call(Server::Bus, "asks for depths", depths).await?)
+        Ok(self.0.call(Server::Bus, "asks how full a queue is", depth).await?)
     }
 
     async fn publish_event(&self, event: &StorageEvent) -> Result<(), BusError> {

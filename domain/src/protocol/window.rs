@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::ChunkIndex;
 
-/// When an unanswered job is published again, in ticks of the owner: soon at first, then more and more rarely, since a job
-/// that merely waits for its turn must not fill the queue.
+/// When an unanswered job is published again, in ticks of the owner (a second, or sooner where it has a reason to look): soon
+/// at first, then more and more rarely, since a job that merely waits for its turn must not fill the queue.
 const REPUBLISH_AFTER: u32 = 5;
 /// The longest wait between two publications of one job, in ticks.
 const REPUBLISH_AT_MOST: u32 = 40;
@@ -53,7 +53,7 @@ impl JobWindow {
         }
     }
 
-    /// The jobs to publish now. They are in flight from here on; one that could not be published comes again by itself.
+    /// The jobs to publish now. They are in flight from here on.
     pub fn take(&mut self) -> Vec<ChunkIndex> {
         let room = self.size.saturating_sub(self.in_flight.len()).min(self.waiting.len());
         let jobs: Vec<_> = self.waiting.drain(..room).collect();
@@ -61,6 +61,13 @@ impl JobWindow {
             self.in_flight.insert(*job, InFlight { age: 0, patience: REPUBLISH_AFTER });
         }
         jobs
+    }
+
+    /// The bus did not take a job: it is tried again with the first patience, since it waits in no queue.
+    pub fn not_taken(&mut self, chunk: ChunkIndex) {
+        if let Some(flight) = self.in_flight.get_mut(&chunk) {
+            *flight = InFlight { age: 0, patience: REPUBLISH_AFTER };
+        }
     }
 
     /// A chunk is committed. Returns whether that is news.
@@ -203,6 +210,21 @@ mod tests {
         // It is noticed once, while none of them is due.
         let ticks: Vec<_> = (15..=20).map(|tick_| tick(&mut window, tick_ == 16)).collect();
         assert_eq!(ticks, [vec![], vec![], vec![], chunks([0]), chunks([1]), vec![]]);
+    }
+
+    #[test]
+    fn a_job_that_the_bus_did_not_take_is_tried_again_as_soon_as_at_first() {
+        let mut window = JobWindow::new(1);
+        window.add(ChunkIndex(0));
+        window.take();
+        let ticks: Vec<_> = (1..=20)
+            .filter(|_| {
+                let again = window.tick(false, |_| Republish::Unclaimed);
+                again.iter().for_each(|chunk| window.not_taken(*chunk));
+                !again.is_empty()
+            })
+            .collect();
+        assert_eq!(ticks, [5, 10, 15, 20]);
     }
 
     #[test]

@@ -73,12 +73,12 @@ impl Bus for InProcessBus {
         Ok(())
     }
 
-    async fn depths(&self) -> Result<Vec<QueueDepth>, BusError> {
-        Ok(vec![
-            self.events.depth(QueueName::Events),
-            self.imports.depth(QueueName::Imports),
-            self.chunks.depth(QueueName::Chunks),
-        ])
+    async fn depth(&self, queue: QueueName) -> Result<QueueDepth, BusError> {
+        Ok(match queue {
+            QueueName::Events => self.events.depth(queue),
+            QueueName::Imports => self.imports.depth(queue),
+            QueueName::Chunks => self.chunks.depth(queue),
+        })
     }
 
     async fn publish_event(&self, event: &StorageEvent) -> Result<(), BusError> {

@@ -161,8 +161,8 @@ pub trait Bus: Send + Sync {
     /// Whether the bus answers, for `/readyz`.
     async fn check(&self) -> Result<(), BusError>;
 
-    /// How full each queue is, of all nodes together; for the metrics.
-    async fn depths(&self) -> Result<Vec<QueueDepth>, BusError>;
+    /// How full a queue is, of all nodes together.
+    async fn depth(&self, queue: QueueName) -> Result<QueueDepth, BusError>;
 
     /// Publishes a storage event (embedded endpoint; S3 servers publish their own).
     async fn publish_event(&self, event: &StorageEvent) -> Result<(), BusError>;

@@ -39,6 +39,7 @@ use url::Url;
 
 use longshore_domain::ImportId;
 use longshore_parse::ScannedBlock;
+use longshore_telemetry::QueueName;
 
 use super::{
     ACK_WAIT, Bus, BusError, ChunkJob, ChunkReport, Delivery, ImportJob, QueueDepth, Receipt, ScanCall, ScanJob,
@@ -286,10 +287,9 @@ impl Bus for NatsBus {
         }
     }
 
-    async fn depths(&self) -> Result<Vec<QueueDepth>, BusError> {
-        let depths = futures::future::try_join_all(Queue::ALL.map(|queue| self.jetstream.depth(queue)));
-        match tokio::time::timeout(CHECK_TIMEOUT, depths).await {
-            Ok(depths) => depths,
+    async fn depth(&self, queue: QueueName) -> Result<QueueDepth, BusError> {
+        match tokio::time::timeout(CHECK_TIMEOUT, self.jetstream.depth(queue)).await {
+            Ok(depth) => depth,
             Err(_) => Err(self.error(format!("no answer within {CHECK_TIMEOUT:?}"))),
         }
     }

@@ -181,7 +181,8 @@ pub trait RecordLookup: Send + Sync {
 /// An import's chunks, to be read again.
 #[async_trait]
 pub trait ChunkSource: RecordLookup {
-    /// All of them in the order of the file, from the first, each once it is known to be committed. An error ends it.
+    /// All of them in the order of the file, from the first, once they are known to be committed; several that follow each
+    /// other may come as one. An error ends it.
     fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>>;
 
     /// What was planned, once all of it is committed and the import may be published. A publish begins ahead of that where it

@@ -49,14 +49,6 @@ impl Queue {
         }
     }
 
-    const fn label(self) -> QueueName {
-        match self {
-            Self::Events => QueueName::Events,
-            Self::Imports => QueueName::Imports,
-            Self::Chunks => QueueName::Chunks,
-        }
-    }
-
     const fn consumer(self) -> &'static str {
         match self {
             Self::Events => "intake",
@@ -227,13 +219,18 @@ impl JetStream {
     }
 
     /// How full a queue is, as its consumer sees it.
-    pub(super) async fn depth(&self, queue: Queue) -> Result<QueueDepth, BusError> {
+    pub(super) async fn depth(&self, name: QueueName) -> Result<QueueDepth, BusError> {
+        let queue = match name {
+            QueueName::Events => Queue::Events,
+            QueueName::Imports => Queue::Imports,
+            QueueName::Chunks => Queue::Chunks,
+        };
         let (consumer, stream) = (self.consumer(queue), self.stream(queue));
         let found = self.context.get_consumer_from_stream::<pull::Config, _, _>(&consumer, &stream).await;
         let found = found.map_err(|error| self.error(format!("{stream} tells nothing of {consumer}: {error}")))?;
         let info = found.cached_info();
         let (waiting, delivered) = (info.num_pending, info.num_ack_pending as u64);
-        Ok(QueueDepth { queue: queue.label(), waiting, delivered, made: info.created.unix_timestamp_nanos() })
+        Ok(QueueDepth { queue: name, waiting, delivered, made: info.created.unix_timestamp_nanos() })
     }
 
     fn not_made(&self, name: &str, error: &dyn std::fmt::Display) -> BusError {
