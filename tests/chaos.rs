@@ -222,13 +222,9 @@ impl Breaker<'_> {
         let mut waiting = None;
         let mut told = SLOW;
         until_within(STUCK, "every import moves on", async || {
-            let now = self.standing().await;
-            let waiting = match (&mut waiting, &now) {
-                (Some(waiting), _) => waiting,
-                (none, Some(now)) => none.insert(now.clone()),
-                (None, None) => return None,
-            };
-            waiting.retain(|import, stood| now.as_ref().is_none_or(|now| now.get(import) == Some(stood)));
+            let now = self.standing().await?;
+            let waiting = waiting.get_or_insert_with(|| now.clone());
+            waiting.retain(|import, stood| now.get(import) == Some(stood));
             if begun.elapsed() > told && !waiting.is_empty() {
                 told = begun.elapsed() + Duration::from_secs(1);
                 self.tell(begun.elapsed(), waiting).await;
@@ -255,15 +251,13 @@ impl Breaker<'_> {
                  FROM longshore_chunks c JOIN longshore_imports i ON i.id = c.import_id AND i.attempt = c.attempt \
                  WHERE i.id = '{import}' GROUP BY c.state"
             );
-            let sessions = "SELECT concat_ws(' ', application_name, state, wait_event_type, wait_event, \
-                     now() - xact_start, pg_blocking_pids(pid)::text, left(query, 100)) \
-                 FROM pg_stat_activity WHERE application_name LIKE 'longshore%' AND state <> 'idle'";
-            for sql in [&import_row, &chunks, sessions] {
-                for row in self.watch.try_rows(sql).await.into_iter().flatten() {
-                    println!("  {}", row[0].as_deref().unwrap_or_default());
-                }
-            }
+            self.print(&import_row).await;
+            self.print(&chunks).await;
         }
+        let sessions = "SELECT concat_ws(' ', application_name, state, wait_event_type, wait_event, \
+                 now() - xact_start, pg_blocking_pids(pid)::text, left(query, 100)) \
+             FROM pg_stat_activity WHERE application_name LIKE 'longshore%' AND state <> 'idle'";
+        self.print(sessions).await;
         let processes = self.cluster.nodes.iter().chain(&self.cluster.workers);
         for process in processes {
             let log = process.log();
@@ -271,6 +265,13 @@ impl Breaker<'_> {
             for line in lines.take(5).collect::<Vec<_>>().into_iter().rev() {
                 println!("  {}: {line}", process.name());
             }
+        }
+    }
+
+    /// Prints the rows that the database has, where it answers.
+    async fn print(&self, sql: &str) {
+        for row in self.watch.try_rows(sql).await.into_iter().flatten() {
+            println!("  {}", row[0].as_deref().unwrap_or_default());
         }
     }
 

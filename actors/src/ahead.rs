@@ -30,8 +30,8 @@ pub(crate) struct Ahead {
     _turn: OwnedSemaphorePermit,
 }
 
-/// How long its transaction may be open before all chunks are loaded: what it has written, and the keys of that, wait for it, and so
-/// does whoever wants them.
+/// How long its transaction may be open before all chunks are loaded: whoever alters the table, or wants a key that it has
+/// written, waits for it.
 const AT_MOST: Duration = Duration::from_secs(60);
 /// How often it is asked whether that will do.
 const LOOK_EVERY: Duration = Duration::from_secs(10);

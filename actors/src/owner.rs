@@ -393,10 +393,9 @@ impl Owner {
             }
         };
         let mut ahead = self.ahead.take().filter(Ahead::is_under_way);
-        let turn = match &ahead {
-            Some(_) => None,
-            None => self.turn_to_publish(&plan).await?,
-        };
+        // One that began ahead has a turn of another sort, which ends with it.
+        let began_ahead = ahead.is_some();
+        let _turn = if began_ahead { None } else { self.turn_to_publish(&plan).await? };
         if self.record.state != ImportState::Publishing {
             self.change(Change::Publish).await?;
         }
@@ -409,15 +408,13 @@ impl Owner {
         let source = ObjectSource::new(&self.services, &self.record, plan.clone(), known, self.share.take());
         let (ticket, on_error) = (self.ticket(), self.record.request.on_error);
         let (services, plan, source) = (&self.services, &plan, &source);
-        // One that began ahead has a turn of another sort, which ends with it.
-        let needs_turn = turn.is_none() && plan.may_wait_in_object(ticket.attempt);
         let publish = || {
             let ahead = ahead.take();
             async move {
                 if let Some(ahead) = ahead {
                     return ahead.finish(planned).await;
                 }
-                let _turn = if needs_turn { services.kept.publish().await } else { None };
+                let _turn = if began_ahead { services.kept.publish().await } else { None };
                 services.destination.publish(ticket, plan, on_error, source).await
             }
         };

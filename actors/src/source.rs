@@ -106,13 +106,10 @@ impl ObjectSource {
         }
         let [first, ..] = run else { return Ok(Vec::new()) };
         let (key, ByteRange { start, .. }, etag) = self.place(first);
-        let end = run.iter().map(|chunk| self.place(chunk).1.end).max().unwrap_or(start);
-        let bytes = self.read(first, key, ByteRange { start, end }, etag).await?;
-        let piece = |chunk| {
-            let range = self.place(chunk).1;
-            let (from, to) = ((range.start.0 - start.0) as usize, (range.end.0 - start.0) as usize);
-            bytes.slice(from.min(bytes.len())..to.min(bytes.len()))
-        };
+        let length: u64 = run.iter().map(|chunk| self.place(chunk).1.len()).sum();
+        let mut bytes = self.read(first, key, ByteRange::new(start.0, start.0 + length), etag).await?;
+        // Each begins where the one before ends.
+        let piece = |chunk| bytes.split_to(bytes.len().min(self.place(chunk).1.len() as usize));
         Ok(run.iter().map(piece).collect())
     }
 

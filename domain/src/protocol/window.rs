@@ -208,7 +208,7 @@ mod tests {
         window.add(ChunkIndex(1));
         window.take();
         // It is noticed once, while none of them is due.
-        let ticks: Vec<_> = (15..=20).map(|tick_| tick(&mut window, tick_ == 16)).collect();
+        let ticks: Vec<_> = (15..=20).map(|number| tick(&mut window, number == 16)).collect();
         assert_eq!(ticks, [vec![], vec![], vec![], chunks([0]), chunks([1]), vec![]]);
     }
 

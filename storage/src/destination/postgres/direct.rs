@@ -20,8 +20,8 @@ use crate::destination::{ChunkRows, ChunkSource, DestinationError, cells, sql};
 
 /// Types are the table's own, and nothing has to be found by its number.
 const SHAPE: Shape = Shape { text: false, numbered: false };
-/// Chunks, or runs of small ones, in one COPY. The server says what it refuses at the end of one only, so that many would be sent in vain; and each
-/// costs a round trip or two.
+/// Chunks, or runs of small ones, in one COPY. The server says what it refuses at the end of one only, so that many would be
+/// sent in vain; and each costs a round trip or two.
 const CHUNKS_AT_ONCE: usize = 16;
 
 /// What became of the rows.
