@@ -127,11 +127,39 @@ async fn a_worker_that_runs_out_of_memory_costs_a_chunk_its_retry() {
     assert!(!cluster.workers[0].log().contains("panicked at"));
 }
 
+/// Each bad row is listed with its record and its reason, a hundred times what a short row takes in the file.
+#[tokio::test]
+async fn a_chunk_of_bad_rows_takes_no_more_memory_than_one_of_good_ones() {
+    const ROWS: u64 = 1_000_000;
+    let more = settings([("WORKERS", "1")]);
+    let options = Options { workers: 1, chunk_size: "8388608", more, ..Options::on(S3Kind::Versity) };
+    let cluster = Cluster::start(&options).await;
+    // No number, and a field too many.
+    let csv = format!("n\n{}{}", "x\n".repeat(ROWS as usize / 2), ",\n".repeat(ROWS as usize / 2)).into_bytes();
+    let request = json!({"destination": {"table": "t"}, "on_error": {"max_rejects": null},
+                         "columns": [{"name": "n", "type": "int64"}]});
+    let id = begin(&cluster, &request, csv).await;
+    let import = cluster.api.done(&id).await;
+    assert_succeeded(&import);
+    assert_eq!((&import["progress"]["chunks_total"], &import["progress"]["rows_rejected"]), (&json!(1), &json!(ROWS)));
+    let listed = format!("SELECT count(DISTINCT row_number) FROM longshore_rejects WHERE import = '{id}'");
+    assert_eq!(cluster.database.one(&listed).await, ROWS.to_string());
+    let peak = memory(cluster.workers[0].pid(), "VmHWM:") / 1024;
+    println!("peak memory {peak} MiB");
+    assert!(peak < 150, "a million bad rows in one chunk took {peak} MiB");
+    cluster.assert_clean_logs();
+}
+
+/// One line of what the kernel says of a process's memory, in KiB.
+fn memory(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+}
+
 /// From here on a process gets no more than so many bytes of address space beyond what it has.
 fn limit_memory(pid: u32, more: u64) {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
-    let has: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    let has = memory(pid, "VmSize:");
     println!("it has {has} KiB");
     let limit = format!("--as={}", has * 1024 + more);
     assert!(Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status().unwrap().success());

@@ -76,16 +76,11 @@ pub struct Page<T> {
 }
 
 /// A page. One item more than `limit` was read to know whether there is a next one.
-pub fn page<R, T>(
-    mut rows: Vec<R>,
-    limit: u64,
-    cursor: impl Fn(&R) -> String,
-    show: impl Fn(&R) -> T,
-) -> Json<Page<T>> {
+pub fn page<R, T>(mut rows: Vec<R>, limit: u64, cursor: impl Fn(&R) -> String, show: impl Fn(R) -> T) -> Json<Page<T>> {
     let more = rows.len() as u64 > limit;
     rows.truncate(limit as usize);
     let next_cursor = if more { rows.last().map(cursor) } else { None };
-    Json(Page { items: rows.iter().map(show).collect(), next_cursor })
+    Json(Page { items: rows.into_iter().map(show).collect(), next_cursor })
 }
 
 /// A row that was not loaded.
@@ -142,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_page_knows_whether_there_is_a_next_one() {
-        let page_of = |rows: Vec<i32>| page(rows, 2, |n| n.to_string(), |n| *n).0;
+        let page_of = |rows: Vec<i32>| page(rows, 2, |n| n.to_string(), |n| n).0;
         assert_eq!(page_of(vec![1, 2, 3]), Page { items: vec![1, 2], next_cursor: Some("2".into()) });
         assert_eq!(page_of(vec![1, 2]), Page { items: vec![1, 2], next_cursor: None });
     }

@@ -13,7 +13,7 @@ use futures::stream;
 use longshore_domain::{Chunk, ChunkIndex, ImportId, RowNumber};
 use longshore_parse::RejectsCsv;
 use longshore_parse::columns::REJECT_COLUMNS;
-use longshore_storage::database::{ChunkRecord, ImportRecord};
+use longshore_storage::database::ImportRecord;
 
 use crate::ApiState;
 use crate::answers::{Page, RejectAnswer, page};
@@ -21,7 +21,7 @@ use crate::error::ApiError;
 use crate::imports::{cursor, find, limit, parameters};
 use crate::openapi::{BadRequest, NotFound, Unavailable};
 
-/// Rejects read at once for the file of rejects.
+/// Rejects read at once, at most, for the file of rejects.
 const CSV_PAGE: usize = 1000;
 
 /// `GET /v1/imports/{id}/chunks`
@@ -49,7 +49,7 @@ pub async fn chunks(
     let limit = limit(&parameters)?;
     let from = cursor(&parameters)?.map_or(ChunkIndex(0), |last| ChunkIndex(last).next());
     let chunks = state.database.chunks(record.id, record.attempt, from, limit + 1).await?;
-    Ok(page(chunks, limit, |chunk| chunk.planned.chunk.to_string(), ChunkRecord::to_resource))
+    Ok(page(chunks, limit, |chunk| chunk.planned.chunk.to_string(), |chunk| chunk.to_resource()))
 }
 
 /// `GET /v1/imports/{id}/rejects`: JSON in pages, or with `Accept: text/csv` the file of rejects.
@@ -90,8 +90,15 @@ pub async fn rejects(
     if accepts.flat_map(|value| value.split(',')).any(|kind| kind.trim().starts_with("text/csv")) {
         return csv(&state, &record, after, spreadsheet).await;
     }
-    let rejects = state.destination.rejects(record.id, record.attempt, after, limit as usize + 1).await?;
-    Ok(page(rejects, limit, |reject| reject.row.to_string(), RejectAnswer::of).into_response())
+    // One more tells whether there is another page. Long records come a few at a time, and are cut.
+    let (wanted, mut rejects, mut after) = (limit as usize + 1, Vec::new(), after);
+    while rejects.len() < wanted {
+        let found = state.destination.rejects(record.id, record.attempt, after, wanted - rejects.len()).await?;
+        let Some(last) = found.last() else { break };
+        after = last.row;
+        rejects.extend(found.iter().map(RejectAnswer::of));
+    }
+    Ok(page(rejects, limit, |reject| reject.row.to_string(), |reject| reject).into_response())
 }
 
 /// `true` or `false`; left out, it is false.
@@ -125,9 +132,8 @@ async fn csv(
         async move {
             let (Some(writer), Some(page)) = (writer, next) else { return Ok(None) };
             let lines: Vec<u8> = page.iter().flat_map(|reject| writer.line_of(reject)).collect();
-            let last = page.last().map(|reject| reject.row).filter(|_| page.len() == CSV_PAGE);
-            let next = match last {
-                Some(last) => Some(destination.rejects(id, attempt, last, CSV_PAGE).await?),
+            let next = match page.last() {
+                Some(last) => Some(destination.rejects(id, attempt, last.row, CSV_PAGE).await?),
                 None => None,
             };
             Ok::<_, longshore_storage::destination::DestinationError>(Some((Bytes::from(lines), (Some(writer), next))))

@@ -7,6 +7,8 @@ use crate::ids::{LineNumber, RowNumber};
 
 /// At this many bytes a listing cuts a raw record, with a mark. The database keeps it whole.
 pub const RECORD_LISTED: usize = 4096;
+/// To this many bytes the value of a reject is cut; the whole cell stands in the record.
+pub const VALUE_KEPT: usize = 4096;
 
 /// Why a row was rejected (contract, section 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

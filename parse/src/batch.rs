@@ -65,12 +65,14 @@ impl RowNumbers {
 /// Some rows of a chunk: one array per column of the plan, all of one length.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// How many rows.
+    /// How many good rows; perhaps none.
     pub rows: usize,
     /// Their numbers in the file.
     pub numbers: RowNumbers,
-    /// One per field of the plan, in its order.
+    /// One per field of the plan, in its order; where there is no row, perhaps none.
     pub columns: Vec<Values>,
+    /// The bad rows that stand among and beside them, ascending. Those of the batches before have lower numbers.
+    pub rejects: Vec<Reject>,
 }
 
 /// An inferred column met a cell that its type does not take: the type that takes both.
@@ -82,13 +84,11 @@ pub struct Widening {
     pub to: ColumnType,
 }
 
-/// What one chunk holds besides its good rows.
+/// What is known of a chunk behind its last batch.
 #[derive(Debug, Clone, Default)]
 pub struct ChunkEnd {
-    /// Data records read: the rows of all batches and the rejects.
+    /// Data records read: the rows of all batches and their rejects.
     pub rows: u64,
-    /// The bad rows, ascending.
-    pub rejects: Vec<Reject>,
     /// Inferred columns that turned out too narrow. Where this is not empty, the attempt has to start anew.
     pub widenings: Vec<Widening>,
 }
@@ -97,7 +97,6 @@ impl ChunkEnd {
     /// Adds what the chunk behind it holds.
     pub fn append(&mut self, next: Self) {
         self.rows += next.rows;
-        self.rejects.extend(next.rejects);
         self.widenings.extend(next.widenings);
     }
 }
@@ -118,20 +117,27 @@ pub struct ParsedChunk {
 impl ParsedChunk {
     /// All that `read` hands out; `None` where it answers so.
     pub fn collect(read: impl FnOnce(&mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd>) -> Option<Self> {
-        let mut batches = Vec::new();
-        let ChunkEnd { rows, rejects, widenings } = read(&mut |batch| {
-            batches.push(batch);
+        let (mut batches, mut rejects) = (Vec::new(), Vec::new());
+        let ChunkEnd { rows, widenings } = read(&mut |mut batch| {
+            rejects.append(&mut batch.rejects);
+            if batch.rows > 0 {
+                batches.push(batch);
+            }
             true
         })?;
         Some(Self { rows, batches, rejects, widenings })
     }
 
-    /// Hands the batches out, as [`crate::read_chunk`] does.
+    /// Hands the batches out, as [`crate::read_chunk`] does, and the rejects with one more behind them.
     pub fn replay(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
-        self.batches.iter().all(|batch| sink(batch.clone())).then(|| ChunkEnd {
-            rows: self.rows,
+        let rejects = || Batch {
+            rows: 0,
+            numbers: RowNumbers::Listed(Vec::new()),
+            columns: Vec::new(),
             rejects: self.rejects.clone(),
-            widenings: self.widenings.clone(),
-        })
+        };
+        let goes_on =
+            self.batches.iter().all(|batch| sink(batch.clone())) && (self.rejects.is_empty() || sink(rejects()));
+        goes_on.then(|| ChunkEnd { rows: self.rows, widenings: self.widenings.clone() })
     }
 }

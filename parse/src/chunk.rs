@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use polars_core::prelude::{BooleanChunked, ChunkFilter, NewChunkedArray};
 
+use longshore_domain::reject::VALUE_KEPT;
 use longshore_domain::{ByteOffset, ColumnType, LineNumber, LoadPlan, Ragged, Reject, RejectReason, RowNumber};
 
 use crate::batch::{Batch, ChunkEnd, ParsedChunk, RowNumbers, Values, Widening};
@@ -22,12 +23,12 @@ use crate::record::{Field, Next, QuoteFault, RawRecord, read_record, unescape};
 const BATCH_FIELDS: usize = 1 << 15;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// Bad rows of a batch: they are held until it is whole, and a bad row may be short.
+const BATCH_REJECTS: usize = 1 << 12;
+
 /// Fields of a block, and bytes that it may span: their places and their bytes fit the second-level cache.
 const BLOCK_FIELDS: usize = 1 << 13;
 const BLOCK_BYTES: usize = 1 << 18;
-
-/// A value in a reject is cut to this many bytes; the whole cell stands in the record.
-const VALUE_KEPT: usize = 4096;
 
 /// The bytes of a chunk, and where they stand in the file.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +71,7 @@ pub fn read_chunk(plan: &LoadPlan, input: ChunkInput<'_>, sink: &mut dyn FnMut(B
         null_values: plan.format.null_values.iter().map(String::as_bytes).filter(|null| !null.is_empty()).collect(),
         may_hold_nul: memchr::memchr(0, data).is_some(),
         fields: Vec::new(),
-        read: ChunkEnd::default(),
+        rejects: Vec::new(),
         widened: BTreeMap::new(),
     };
     let mut at = 0;
@@ -82,10 +83,8 @@ pub fn read_chunk(plan: &LoadPlan, input: ChunkInput<'_>, sink: &mut dyn FnMut(B
             return None;
         }
     }
-    let mut read = chunk.read;
-    read.rejects.sort_by_key(|reject| reject.row);
-    read.widenings = chunk.widened.into_iter().map(|(column, to)| Widening { column, to }).collect();
-    Some(read)
+    let widenings = chunk.widened.into_iter().map(|(column, to)| Widening { column, to }).collect();
+    Some(ChunkEnd { rows: position.row - input.first_row.0, widenings })
 }
 
 /// The dialect of a plan.
@@ -243,11 +242,12 @@ impl<'a> Growing<'a> {
         self.rows += numbers.len();
     }
 
-    fn finish(self) -> Option<Batch> {
+    fn finish(self, rejects: Vec<Reject>) -> Option<Batch> {
         let columns: Vec<Values> = self.columns.into_iter().map(Decoder::finish).collect();
         let numbers = self.listed.map_or(RowNumbers::From(self.first), RowNumbers::Listed);
+        let some = self.rows > 0 || !rejects.is_empty();
         if self.faulty.is_empty() {
-            return (self.rows > 0).then_some(Batch { rows: self.rows, numbers, columns });
+            return some.then_some(Batch { rows: self.rows, numbers, columns, rejects });
         }
         let mut keep = vec![true; self.rows];
         for row in &self.faulty {
@@ -258,7 +258,7 @@ impl<'a> Growing<'a> {
         let numbers = RowNumbers::Listed(kept.collect());
         let mask = BooleanChunked::from_slice("".into(), &keep);
         let columns = columns.into_iter().map(|column| filter(column, &mask)).collect();
-        (rows > 0).then_some(Batch { rows, numbers, columns })
+        some.then_some(Batch { rows, numbers, columns, rejects })
     }
 }
 
@@ -275,19 +275,23 @@ struct ChunkReader<'a> {
     may_hold_nul: bool,
     /// Room for a block's fields.
     fields: Vec<Field>,
-    read: ChunkEnd,
+    /// Those of the batch.
+    rejects: Vec<Reject>,
     widened: BTreeMap<usize, ColumnType>,
 }
 
 impl ChunkReader<'_> {
-    /// Splits and decodes records from `at`; where the next batch begins, and this one, unless it has no row.
+    /// Splits and decodes records from `at`; where the next batch begins, and this one, unless it has neither rows nor rejects.
     fn read_batch(&mut self, at: usize, position: &mut Position) -> (usize, Option<Batch>) {
         let mut batch = Growing::new(self.plan, position.row);
         let mut end = at;
-        while end < self.data.len() && batch.rows * self.plan.width < BATCH_FIELDS && end - at < BATCH_BYTES {
+        while end < self.data.len()
+            && batch.rows * self.plan.width < BATCH_FIELDS
+            && self.rejects.len() < BATCH_REJECTS
+            && end - at < BATCH_BYTES
+        {
             let first = *position;
             let records = self.split(end, position);
-            self.read.rows += position.row - first.row;
             if batch.rows == 0 {
                 batch.reserve(self.expected(&records, end));
             }
@@ -295,7 +299,10 @@ impl ChunkReader<'_> {
             end = records.end;
             self.fields = records.fields;
         }
-        (end, batch.finish())
+        let mut rejects = std::mem::take(&mut self.rejects);
+        // A block's structural faults are found before its other ones.
+        rejects.sort_by_key(|reject| reject.row);
+        (end, batch.finish(rejects))
     }
 
     /// How many rows a batch is going to have, by its first block: arrays that grow by doubling copy themselves, and touch
@@ -315,7 +322,11 @@ impl ChunkReader<'_> {
         let mut numbers = Vec::new();
         let mut at = base;
         // One record may be long: the limit is looked at between records.
-        while fields.len() < BLOCK_FIELDS && numbers.len() < BLOCK_FIELDS && at - base < BLOCK_BYTES {
+        while fields.len() < BLOCK_FIELDS
+            && numbers.len() < BLOCK_FIELDS
+            && self.rejects.len() < BATCH_REJECTS
+            && at - base < BLOCK_BYTES
+        {
             let before = fields.len();
             match read_record(self.dialect, self.data, at, base, &mut fields) {
                 Next::End => break,
@@ -333,7 +344,7 @@ impl ChunkReader<'_> {
                         }
                         Err((reason, field, detail)) => {
                             fields.truncate(before);
-                            self.read.rejects.push(Reject {
+                            self.rejects.push(Reject {
                                 row: RowNumber(position.row),
                                 line: LineNumber(position.line),
                                 column: field.and_then(|field| column_name(self.plan, field)),
@@ -458,7 +469,7 @@ impl ChunkReader<'_> {
         for ((row, line, record), (place, fault, value)) in records.into_iter().zip(faults.values()) {
             let mut value = value.clone();
             value.truncate(VALUE_KEPT);
-            self.read.rejects.push(Reject {
+            self.rejects.push(Reject {
                 row,
                 line,
                 column: Some(self.plan.fields[*place].name.clone()),

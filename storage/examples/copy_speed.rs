@@ -169,5 +169,5 @@ fn lineitem(rows: usize) -> Batch {
             ],
         ),
     ];
-    Batch { rows, numbers: RowNumbers::From(1), columns }
+    Batch { rows, numbers: RowNumbers::From(1), columns, rejects: Vec::new() }
 }

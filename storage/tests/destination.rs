@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt as _};
 use longshore_domain::{
-    Attempt, ChunkIndex, ColumnType, Epoch, LineNumber, LoadPlan, OnError, ProblemKind, RejectReason, RowNumber, Tally,
-    Target,
+    Attempt, ChunkIndex, ColumnType, Epoch, LineNumber, LoadPlan, OnError, ProblemKind, Reject, RejectReason,
+    RowNumber, Tally, Target,
 };
 use longshore_parse::{Batch, ChunkEnd, ParsedChunk, RowNumbers, Values};
 use longshore_storage::destination::{
-    ChunkRows, ChunkSource, Destination as _, DestinationError, FenceState, Planned, PublishOutcome, Published,
-    RecordLookup, Staging, Ticket, Written,
+    ChunkRows, ChunkSource, Destination as _, DestinationError, FenceState, LISTED_BYTES, Planned, PublishOutcome,
+    Published, RecordLookup, Staging, Ticket, Written,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -64,6 +64,8 @@ conformance! {
     dropped_staging_is_noticed
     odd_identifiers_are_just_names
     parser_rejects_are_kept_byte_for_byte
+    a_chunk_of_many_bad_rows_lists_them_all
+    long_records_are_listed_a_few_at_a_time
     views_and_unknown_schemas_are_refused
     columns_that_are_not_there_are_refused
     two_prepares_at_once_do_no_harm
@@ -561,6 +563,45 @@ async fn parser_rejects_are_kept_byte_for_byte(stage: Stage) {
     assert_eq!(page.iter().map(|reject| reject.row.0).collect::<Vec<_>>(), [11, 12, 13]);
 }
 
+/// More than are held while a chunk is written: they are read once more.
+async fn a_chunk_of_many_bad_rows_lists_them_all(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let (rows, good) = (25_000, [1, 7, 12_345, 25_000]);
+    let mut parsed = ParsedChunk { rows, ..ParsedChunk::default() };
+    for row in good {
+        parsed.batches.extend(ids(row, 1).batches);
+    }
+    parsed.rejects = (1..=rows).filter(|row| !good.contains(row)).map(parse_reject).collect();
+    let expected = parsed.rejects.clone();
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    let written = stage.write(ticket, 0, &plan, parsed.clone()).await;
+    assert_eq!(written, committed(rows, rows - 4));
+    assert_eq!(stage.write(ticket, 0, &plan, parsed).await, written, "again");
+    assert_eq!(stage.publish(ticket, &plan, 1, rows, any_rejects()).await, published(4, rows - 4));
+    let listed = stage.rejects(ticket).await;
+    assert_eq!(listed.len(), expected.len());
+    for (listed, expected) in listed.iter().zip(&expected) {
+        assert_eq!((listed.row, listed.line, &listed.record), (expected.row, expected.line, &expected.record));
+    }
+}
+
+async fn long_records_are_listed_a_few_at_a_time(stage: Stage) {
+    let plan = plan("t", Target::NewTable, &ID_NAME);
+    let long = |row| Reject { record: vec![b'x'; LISTED_BYTES / 3 + 1], ..parse_reject(row) };
+    let parsed = ParsedChunk { rows: 8, rejects: (1..=8).map(long).collect(), ..ParsedChunk::default() };
+    let ticket = ticket();
+    stage.begin(ticket, &plan).await;
+    assert_eq!(stage.write(ticket, 0, &plan, parsed).await, committed(8, 8));
+    let mut pages = Vec::new();
+    for (after, limit) in [(0, 100), (3, 100), (6, 100), (8, 100), (0, 2)] {
+        let page = stage.destination.rejects(ticket.import, ticket.attempt, RowNumber(after), limit).await.unwrap();
+        assert!(page.iter().all(|reject| reject.record.len() > LISTED_BYTES / 3));
+        pages.push(page.iter().map(|reject| reject.row.0).collect::<Vec<_>>());
+    }
+    assert_eq!(pages, [vec![1, 2, 3], vec![4, 5, 6], vec![7, 8], vec![], vec![1, 2]]);
+}
+
 async fn views_and_unknown_schemas_are_refused(stage: Stage) {
     stage.probe.run("CREATE TABLE t (id bigint); CREATE VIEW v AS SELECT id FROM t; CREATE INDEX i ON t (id)").await;
     for table in ["v", "i", "nowhere.t"] {
@@ -653,6 +694,7 @@ mod postgres_only {
     tests! {
         a_new_epoch_ends_the_sessions_of_an_old_one
         native_types_are_read_as_by_copy
+        what_is_kept_of_a_long_cell_is_short
         many_bad_rows_are_found_in_one_chunk
         a_text_that_the_database_cannot_hold_is_a_reject
         defaults_identities_and_triggers_act_as_under_copy
@@ -900,41 +942,6 @@ mod postgres_only {
         stage.assert_clean().await;
     }
 
-    /// Chunks that follow each other.
-    #[derive(Clone)]
-    struct Several(Vec<ParsedChunk>);
-
-    /// They come as one.
-    struct Run(Several, Planned);
-
-    impl ChunkRows for Several {
-        fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
-            let mut all = ChunkEnd::default();
-            for chunk in &self.0 {
-                all.append(chunk.read(sink)?);
-            }
-            Some(all)
-        }
-    }
-
-    #[async_trait::async_trait]
-    impl RecordLookup for Run {
-        async fn find(&self, rows: &[RowNumber]) -> Result<Vec<(RowNumber, LineNumber, Vec<u8>)>, DestinationError> {
-            Records.find(rows).await
-        }
-    }
-
-    #[async_trait::async_trait]
-    impl ChunkSource for Run {
-        fn chunks(&self) -> BoxStream<'_, Result<Arc<dyn ChunkRows>, DestinationError>> {
-            stream::iter([Ok(Arc::new(self.0.clone()) as Arc<dyn ChunkRows>)]).boxed()
-        }
-
-        async fn planned(&self) -> Result<Planned, DestinationError> {
-            Ok(self.1)
-        }
-    }
-
     async fn chunks_that_come_as_one_have_the_rejects_of_each(stage: Stage) {
         stage.probe.run(KEYED).await;
         let plan = plan("t", Target::ExistingTable, &ID_NAME);
@@ -946,7 +953,7 @@ mod postgres_only {
             let numbers: Vec<_> = rows.iter().map(|row| Some(*row as i64)).collect();
             let names: Vec<_> = rows.iter().map(|row| Some(if *row == 15 { "b\0c" } else { "name" })).collect();
             let columns = vec![int64(&numbers), text(&names)];
-            let batch = Batch { rows: rows.len(), numbers: RowNumbers::Listed(rows), columns };
+            let batch = Batch { rows: rows.len(), numbers: RowNumbers::Listed(rows), columns, rejects: Vec::new() };
             let rejects = bad.map(parse_reject).into_iter().collect();
             ParsedChunk { rows: 10, batches: vec![batch], rejects, widenings: Vec::new() }
         };
@@ -956,7 +963,13 @@ mod postgres_only {
             let rejected = chunk.rejects.len() as u64 + refused;
             assert_eq!(stage.write(ticket, index, &plan, chunk.clone()).await, committed(10, rejected));
         }
-        let source = Run(Several(chunks), Planned { chunks: 3, rows: 30 });
+        let as_one = ParsedChunk {
+            rows: 30,
+            batches: chunks.iter().flat_map(|chunk| chunk.batches.clone()).collect(),
+            rejects: chunks.iter().flat_map(|chunk| chunk.rejects.clone()).collect(),
+            widenings: Vec::new(),
+        };
+        let source = Chunks(vec![as_one], Planned { chunks: 3, rows: 30 });
         let outcome = stage.destination.publish(ticket, &plan, any_rejects(), &source).await;
         assert_eq!(outcome.unwrap(), published(26, 4));
         let rejects = stage.rejects(ticket).await;
@@ -1236,6 +1249,20 @@ mod postgres_only {
         assert_eq!(stage.probe.rows("SELECT * FROM t").await, [expected.clone(), expected]);
     }
 
+    /// The database's message quotes the cell, and the value is the cell.
+    async fn what_is_kept_of_a_long_cell_is_short(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (addr inet)").await;
+        let plan = plan("t", Target::ExistingTable, &[("addr", "native:inet")]);
+        let cell = "é".repeat(1 << 19);
+        let parsed = chunk(1, vec![native(&[Some("10.0.0.1"), Some(&cell)])], 2);
+        let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+        assert_eq!(outcome, published(1, 1));
+        let reject = stage.rejects(ticket).await.remove(0);
+        assert_eq!((reject.row.0, reject.reason), (2, RejectReason::InvalidValue));
+        assert_eq!(reject.value.unwrap(), cell.as_bytes()[..4096]);
+        assert!(reject.detail.len() < 1200 && reject.detail.contains("éé… (SQLSTATE 22P02)"), "{}", reject.detail);
+    }
+
     async fn many_bad_rows_are_found_in_one_chunk(stage: Stage) {
         stage.probe.run("CREATE TABLE t (id bigint, code smallint)").await;
         let plan = plan("t", Target::ExistingTable, &[("id", "int64"), ("code", "native:smallint")]);
@@ -1257,6 +1284,7 @@ mod postgres_only {
                     int64(&places.iter().map(|i| numbers[*i]).collect::<Vec<_>>()),
                     native(&places.iter().map(|i| codes[*i]).collect::<Vec<_>>()),
                 ],
+                rejects: Vec::new(),
             }
         };
         let parsed = ParsedChunk { rows: rows as u64, batches: vec![half(0), half(1)], ..ParsedChunk::default() };

@@ -19,8 +19,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use longshore_domain::{
-    Attempt, ChunkIndex, Epoch, ImportId, LineNumber, LoadPlan, OnError, Problem, Reject, RejectReason, RowNumber,
-    TableDescription, TableName, Tally,
+    Attempt, ChunkIndex, Epoch, ImportId, LineNumber, LoadPlan, OnError, Problem, Reject, RowNumber, TableDescription,
+    TableName, Tally,
 };
 use longshore_parse::{Batch, ChunkEnd, ParsedChunk, Widening};
 
@@ -106,6 +106,9 @@ pub struct LedgerRow {
     pub rejected: u64,
 }
 
+/// Records in one answer to [`Destination::rejects`] end at so many bytes; the last one may go beyond.
+pub const LISTED_BYTES: usize = 8 << 20;
+
 /// What the owner found planned, to be checked against the ledger in the publish's transaction (invariant 4).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Planned {
@@ -141,7 +144,8 @@ pub enum DestinationError {
     },
 }
 
-/// A chunk's rows, or those of some that follow each other, read as often as it takes: a destination writes them while they are read.
+/// A chunk's rows, or those of some that follow each other, read as often as it takes: a destination writes them while they
+/// are read.
 pub trait ChunkRows: Send + Sync {
     /// Reads them on the calling thread, which is busy with it; `None` where `sink` said to stop, with false.
     fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd>;
@@ -151,20 +155,6 @@ impl ChunkRows for ParsedChunk {
     fn read(&self, sink: &mut dyn FnMut(Batch) -> bool) -> Option<ChunkEnd> {
         self.replay(sink)
     }
-}
-
-/// All of a chunk's rows in memory, each batch prepared; reads on a thread of its own.
-async fn collect(rows: Arc<dyn ChunkRows>, prepare: fn(&mut Batch)) -> Result<ParsedChunk, DestinationError> {
-    let read = move || {
-        let read = |sink: &mut dyn FnMut(Batch) -> bool| {
-            rows.read(&mut |mut batch| {
-                prepare(&mut batch);
-                sink(batch)
-            })
-        };
-        ParsedChunk::collect(read).unwrap_or_default()
-    };
-    tokio::task::spawn_blocking(read).await.map_err(reader_failed)
 }
 
 fn reader_failed(error: tokio::task::JoinError) -> DestinationError {
@@ -188,14 +178,6 @@ pub trait ChunkSource: RecordLookup {
     /// What was planned, once all of it is committed and the import may be published. A publish begins ahead of that where it
     /// can, and commits nothing before.
     async fn planned(&self) -> Result<Planned, DestinationError>;
-}
-
-/// Counts the rejects of a chunk that was just committed.
-fn count_rejects(reasons: impl Iterator<Item = RejectReason> + Clone) {
-    for reason in RejectReason::ALL {
-        let rows = reasons.clone().filter(|found| *found == reason).count();
-        longshore_telemetry::metrics().rows_rejected(reason, rows as u64);
-    }
 }
 
 /// A destination. One conformance suite: `tests/destination.rs`. Every method may run twice without harm.
@@ -263,7 +245,8 @@ pub trait Destination: Send + Sync {
     /// the import stands: `Published` where a publish was first. `None`: the fence refuses the epoch.
     async fn abort(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError>;
 
-    /// Rejects of an attempt in ascending row order, behind `after`, at most `limit`.
+    /// Rejects of an attempt in ascending row order, behind `after`: at most `limit`, and behind [`LISTED_BYTES`] of records no
+    /// more, so that there may be others unless the answer is empty.
     async fn rejects(
         &self,
         import: ImportId,

@@ -268,7 +268,7 @@ pub fn native(values: &[Option<&str>]) -> Values {
 
 /// A chunk whose rows are numbered from `first`.
 pub fn chunk(first: u64, columns: Vec<Values>, rows: usize) -> ParsedChunk {
-    let batch = Batch { rows, numbers: RowNumbers::From(first), columns };
+    let batch = Batch { rows, numbers: RowNumbers::From(first), columns, rejects: Vec::new() };
     ParsedChunk { rows: rows as u64, batches: vec![batch], rejects: Vec::new(), widenings: Vec::new() }
 }
 
@@ -357,7 +357,13 @@ impl Stage {
     }
 
     pub async fn rejects(&self, ticket: Ticket) -> Vec<Reject> {
-        self.destination.rejects(ticket.import, ticket.attempt, RowNumber(0), 1_000_000).await.unwrap()
+        let (mut all, mut after) = (Vec::new(), RowNumber(0));
+        loop {
+            let found = self.destination.rejects(ticket.import, ticket.attempt, after, 10_000).await.unwrap();
+            let Some(last) = found.last() else { return all };
+            after = last.row;
+            all.extend(found);
+        }
     }
 
     pub async fn count(&self, table: &str) -> u64 {

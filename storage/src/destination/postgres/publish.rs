@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::{FutureExt as _, StreamExt as _};
 use sqlx::postgres::{PgDatabaseError, PgPool};
 
-use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
+use longshore_domain::{LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
 
 use super::describe;
 use super::direct::{self, Direct};
@@ -16,12 +16,16 @@ use super::session::{self, Commit, Session, Work, failure};
 use super::staging;
 use super::write::{self, Copy};
 use crate::destination::shape;
-use crate::destination::{ChunkSource, DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket, sql};
+use crate::destination::{
+    ChunkSource, DestinationError, FenceState, Planned, PublishOutcome, Published, RecordLookup, Ticket, sql,
+};
 use crate::failpoint;
 
 /// What the sort of the staged rows may take; it spills to disk beyond.
 const SORT_MEMORY: &str = "64MB";
-/// Refused rows that are kept before they are written to the list of rejects, where there is no limit.
+/// Refused rows whose records are looked up and listed at once.
+const LIST_ROWS: usize = 1_000;
+/// Refused rows that are kept before they are listed, where there is no limit.
 const FLUSH_ROWS: usize = 4_000;
 /// Row numbers whose refused rows are looked for in one statement: what is found is held in memory.
 const TAKEN_AT_ONCE: u64 = 50_000;
@@ -138,13 +142,12 @@ async fn publish_once(
                     Some(Direct::Refused(fault)) => moving.stage_and_move(planned.rows, fault).await?,
                     _ => moving.all(planned.rows, good, None).await?,
                 };
-                moving.look_up_records().await?;
                 let (loaded, rejected, found) = (moving.loaded, moving.rejected, moving.found);
                 if !within_limit {
                     session.rollback().await;
-                    return list_found(pool, ticket, rejected, &found).await;
+                    return list_found(pool, ticket, rejected, found, source).await;
                 }
-                rejects::insert(session.connection(), ticket, Found::InPublish, &found).await.map_err(failure)?;
+                list(&mut session, ticket, found, source).await?;
                 session.run(format!("DROP TABLE {}", sql::qualified(&schema, &name)?)).await.map_err(failure)?;
                 Published { rows_loaded: loaded, rows_rejected: rejected }
             }
@@ -284,15 +287,34 @@ async fn look_up(pool: &PgPool, ticket: Ticket, error: DestinationError) -> Resu
     Err(error)
 }
 
+/// Looks up the records of refused rows and lists them; of the records a piece is in memory.
+async fn list(
+    session: &mut Session,
+    ticket: Ticket,
+    found: Vec<Reject>,
+    lookup: &dyn RecordLookup,
+) -> Result<(), DestinationError> {
+    let mut found = found.into_iter();
+    loop {
+        let mut piece: Vec<Reject> = found.by_ref().take(LIST_ROWS).collect();
+        if piece.is_empty() {
+            return Ok(());
+        }
+        shape::add_records(&mut piece, lookup).await?;
+        rejects::insert(session.connection(), ticket, Found::InPublish, &piece).await.map_err(failure)?;
+    }
+}
+
 /// The transaction with the refused rows is rolled back, and they stay listed all the same.
 async fn list_found(
     pool: &PgPool,
     ticket: Ticket,
     rejected: u64,
-    found: &[Reject],
+    found: Vec<Reject>,
+    lookup: &dyn RecordLookup,
 ) -> Result<PublishOutcome, DestinationError> {
-    let mut session = Session::begin(pool, Some(ticket), Work::Short).await?;
-    rejects::insert(session.connection(), ticket, Found::InPublish, found).await.map_err(failure)?;
+    let mut session = Session::begin(pool, Some(ticket), Work::Long).await?;
+    list(&mut session, ticket, found, lookup).await?;
     if !fence::admits(&mut session, ticket, Lock::Share).await? {
         session.rollback().await;
         return Ok(PublishOutcome::Fenced);
@@ -352,7 +374,7 @@ impl Moving<'_> {
         let mut chunks = self.source.chunks();
         while let Some(rows) = chunks.next().await {
             copy.stage(self.session, rows?).await?;
-            for reject in copy.rejects(self.source).await? {
+            for reject in std::mem::take(&mut copy.refused) {
                 self.list(reject).await?;
             }
             if self.on_error.is_exceeded(self.rejected) {
@@ -536,16 +558,8 @@ impl Moving<'_> {
     /// Lists a refused row. Without a limit there may be very many: then they are written in between.
     async fn reject(&mut self, row: RowNumber, fault: &Fault) -> Result<(), DestinationError> {
         let known = fault.column.as_ref().filter(|column| self.plan.fields.iter().any(|field| field.name == **column));
-        let reject = Reject {
-            row,
-            line: LineNumber(0),
-            column: known.cloned(),
-            value: None,
-            reason: RejectReason::ConstraintViolation,
-            detail: fault.detail.clone(),
-            record: Vec::new(),
-        };
-        self.list(reject).await
+        let reason = RejectReason::ConstraintViolation;
+        self.list(shape::refused(row, known.cloned(), None, reason, fault.detail.clone())).await
     }
 
     async fn list(&mut self, reject: Reject) -> Result<(), DestinationError> {
@@ -560,21 +574,7 @@ impl Moving<'_> {
     /// Writes the rows that are listed, unless there may be more of them than the import allows: then nothing stays written.
     async fn flush(&mut self) -> Result<(), DestinationError> {
         if self.on_error.max_rejects.is_none() {
-            self.look_up_records().await?;
-            rejects::insert(self.session.connection(), self.ticket, Found::InPublish, &self.found)
-                .await
-                .map_err(failure)?;
-            self.found.clear();
-        }
-        Ok(())
-    }
-
-    /// Finds the raw records of the rows that are listed.
-    async fn look_up_records(&mut self) -> Result<(), DestinationError> {
-        let rows: Vec<RowNumber> = self.found.iter().map(|reject| reject.row).collect();
-        let mut records = shape::records(&rows, self.source).await?;
-        for reject in &mut self.found {
-            (reject.line, reject.record) = records.remove(&reject.row).unwrap_or_default();
+            list(self.session, self.ticket, std::mem::take(&mut self.found), self.source).await?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use sqlx::postgres::{PgConnection, PgPool};
 use longshore_domain::{Attempt, ImportId, LineNumber, Reject, RejectReason, RowNumber};
 
 use super::session::{Session, Work, failure};
-use crate::destination::{DestinationError, Ticket};
+use crate::destination::{DestinationError, LISTED_BYTES, Ticket};
 
 /// How many rows and bytes one INSERT takes.
 const PIECE_ROWS: usize = 2_000;
@@ -98,13 +98,16 @@ pub(super) async fn list(
 ) -> Result<Vec<Reject>, DestinationError> {
     let mut session = Session::begin(pool, None, Work::Short).await?;
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT row_number, line, column_name, value, reason, detail, record FROM longshore_rejects \
-         WHERE import = $1 AND attempt = $2 AND row_number > $3 ORDER BY row_number LIMIT $4",
+        "SELECT row_number, line, column_name, value, reason, detail, record FROM \
+             (SELECT *, sum(octet_length(record)) OVER (ORDER BY row_number ROWS UNBOUNDED PRECEDING) - octet_length(record) AS before \
+              FROM longshore_rejects WHERE import = $1 AND attempt = $2 AND row_number > $3 ORDER BY row_number LIMIT $4) AS page \
+         WHERE before < $5 ORDER BY row_number",
     )
     .bind(import.0)
     .bind(i64::from(attempt.0))
     .bind(i64::try_from(after.0).unwrap_or(i64::MAX))
     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .bind(LISTED_BYTES as i64)
     .fetch_all(session.connection())
     .await
     .map_err(failure)?;

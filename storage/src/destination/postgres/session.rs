@@ -22,6 +22,8 @@ pub(super) const LOCK_WAIT: &str = "10s";
 
 /// How long a transaction may take to begin, on a connection that just gave a sign of life.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(8);
+/// Of the database's message for a row that it refuses, so many bytes are kept.
+const MESSAGE_KEPT: usize = 1024;
 /// How often the server is asked whether it still knows sessions that take long.
 const ASK_EVERY: Duration = Duration::from_secs(3);
 
@@ -279,7 +281,12 @@ pub(super) fn is_lock_timeout(error: &DestinationError) -> bool {
 
 /// The database's message, with its detail and code.
 pub(super) fn describe(error: &PgDatabaseError) -> String {
-    let mut text = error.message().to_owned();
+    let message = error.message();
+    // It may quote a cell, whatever that holds.
+    let mut text = message[..message.floor_char_boundary(MESSAGE_KEPT)].to_owned();
+    if text.len() < message.len() {
+        text.push('…');
+    }
     if let Some(detail) = error.detail() {
         text.push_str(": ");
         text.push_str(detail);

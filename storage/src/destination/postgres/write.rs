@@ -7,20 +7,20 @@ use std::time::Duration;
 use sqlx::postgres::{PgDatabaseError, PgPool};
 use tokio::sync::mpsc;
 
+use longshore_domain::reject::VALUE_KEPT;
 use longshore_domain::{
     ChunkIndex, ColumnType, LoadPlan, Problem, ProblemKind, Reject, RejectReason, RowNumber, Tally, Target,
 };
-use longshore_parse::{Batch, ChunkEnd, ParsedChunk};
+use longshore_parse::Batch;
 
 use super::fence::{self, Lock};
+use super::rejects::{self, Found::InChunk};
 use super::session::{self, Commit, Session, Work, failure};
-use super::{rejects, staging};
+use super::staging;
 use crate::destination::cells;
 use crate::destination::encode::{Encoder, Shape, encode};
-use crate::destination::shape::{self, Extent, check_chunk, check_rows, read_checked};
-use crate::destination::{
-    ChunkRows, DestinationError, RecordLookup, Ticket, Written, collect, count_rejects, reader_failed, sql,
-};
+use crate::destination::shape::{self, Extent, Found, Held, read_checked};
+use crate::destination::{ChunkRows, DestinationError, RecordLookup, Ticket, Written, reader_failed, sql};
 use crate::failpoint;
 
 /// Encoded pieces between the encoder's thread and the connection.
@@ -44,15 +44,6 @@ struct Before {
     schema: Option<String>,
 }
 
-/// A row that PostgreSQL cannot hold.
-struct Bad {
-    row: RowNumber,
-    column: Option<String>,
-    value: Option<String>,
-    reason: RejectReason,
-    detail: String,
-}
-
 /// See [`crate::destination::Destination::write_chunk`].
 pub(super) async fn write_chunk(
     pool: &PgPool,
@@ -62,29 +53,16 @@ pub(super) async fn write_chunk(
     rows: Arc<dyn ChunkRows>,
     lookup: &dyn RecordLookup,
 ) -> Result<Written, DestinationError> {
-    let refused = match write(pool, ticket, chunk, plan, Rows::Read(Arc::clone(&rows)), lookup).await? {
+    // They are copied while they are read: so it goes with nearly every chunk.
+    let refused = match write(pool, ticket, chunk, plan, &rows, None, lookup).await? {
         Tried::Written(written) => return Ok(written),
         Tried::Refused(error) => error,
     };
-    let held = Held { parsed: collect(rows, cells::rechunk).await?, refused };
-    match write(pool, ticket, chunk, plan, Rows::Held(held), lookup).await? {
+    let held = shape::hold(plan, Arc::clone(&rows), cells::rechunk).await?;
+    match write(pool, ticket, chunk, plan, &rows, Some((held, refused)), lookup).await? {
         Tried::Written(written) => Ok(written),
         Tried::Refused(error) => Err(failure(error)),
     }
-}
-
-/// Where a chunk's rows come from.
-enum Rows {
-    /// They are copied while they are read: so it goes with nearly every chunk.
-    Read(Arc<dyn ChunkRows>),
-    /// The database refused one.
-    Held(Held),
-}
-
-/// Rows that are held in memory, and what the database said to them.
-struct Held {
-    parsed: ParsedChunk,
-    refused: sqlx::Error,
 }
 
 /// What became of one transaction.
@@ -94,13 +72,14 @@ enum Tried {
     Refused(sqlx::Error),
 }
 
-/// One transaction.
+/// One transaction. `held`: the rows in memory, and what the database said to one of them.
 async fn write(
     pool: &PgPool,
     ticket: Ticket,
     chunk: ChunkIndex,
     plan: &LoadPlan,
-    rows: Rows,
+    rows: &Arc<dyn ChunkRows>,
+    held: Option<(Held, sqlx::Error)>,
     lookup: &dyn RecordLookup,
 ) -> Result<Tried, DestinationError> {
     let answer = |written| Ok(Tried::Written(written));
@@ -127,8 +106,8 @@ async fn write(
             return Err(staging::lost(&name));
         }
     };
-    let (ChunkEnd { rows, mut rejects, widenings }, extent) = match (&mut copy, rows) {
-        (Some(copy), Rows::Read(rows)) => match copy.stream(&mut session, rows).await {
+    let found = match (&mut copy, held) {
+        (Some(copy), None) => match copy.stream(&mut session, Arc::clone(rows)).await {
             Ok(read) => read?,
             Err(error) if row_fault(&error).is_some() => {
                 session.rollback().await;
@@ -136,25 +115,27 @@ async fn write(
             }
             Err(error) => return Err(staging::staging_failure(&name, error)),
         },
-        (Some(copy), Rows::Held(held)) => copy.around_bad(&mut session, held).await?,
-        (None, Rows::Read(rows)) => count(plan, rows).await?,
-        (None, Rows::Held(held)) => count(plan, Arc::new(held.parsed)).await?,
+        (Some(copy), Some((held, refused))) => copy.around_bad(&mut session, held, refused).await?,
+        (None, None) => shape::check_rows(plan, Arc::clone(rows)).await?,
+        (None, Some((held, _))) => held.found,
     };
+    let Found { extent, rejects, widenings } = found;
     if !widenings.is_empty() {
         session.rollback().await;
         return answer(Written::Widen(widenings));
     }
     failpoint::pass("chunk.copied");
-    if let Some(copy) = &mut copy {
-        rejects.extend(copy.rejects(lookup).await?);
-        let (copied, rejected) = (copy.copied, rejects.len());
-        if copied + rejected as u64 != rows {
-            return Err(miscounted(format!(
-                "chunk {chunk} has {rows} rows, but {copied} were copied and {rejected} rejected"
-            )));
-        }
+    let mut refused = copy.as_mut().map(|copy| std::mem::take(&mut copy.refused)).unwrap_or_default();
+    shape::add_records(&mut refused, lookup).await?;
+    let rejected = rejects.rows + refused.len() as u64;
+    if let Some(Copy { copied, .. }) = copy
+        && copied + rejected != extent.rows
+    {
+        return Err(miscounted(format!(
+            "chunk {chunk} has {} rows, but {copied} were copied and {rejected} rejected",
+            extent.rows
+        )));
     }
-    let rejected = rejects.len() as u64;
     match record(&mut session, ticket, chunk, extent, rejected).await {
         Ok(true) => {}
         Ok(false) => {
@@ -175,7 +156,11 @@ async fn write(
             return Err(error);
         }
     }
-    rejects::insert(session.connection(), ticket, rejects::Found::InChunk, &rejects).await.map_err(failure)?;
+    match rejects.all() {
+        Some(rejects) => rejects::insert(session.connection(), ticket, InChunk, rejects).await.map_err(failure)?,
+        None => insert_again(&mut session, ticket, rows, rejects.rows).await?,
+    }
+    rejects::insert(session.connection(), ticket, InChunk, &refused).await.map_err(failure)?;
     if !fence::admits(&mut session, ticket, Lock::Share).await? {
         session.rollback().await;
         return answer(Written::Fenced);
@@ -190,17 +175,36 @@ async fn write(
     failpoint::pass("chunk.commit.after");
     match committed {
         Commit::Done => {
-            count_rejects(rejects.iter().map(|reject| reject.reason));
-            answer(Written::Committed(Tally { rows, rejected, ..Tally::default() }))
+            let mut reasons = rejects.reasons;
+            reasons.add(&refused);
+            reasons.count();
+            answer(Written::Committed(Tally { rows: extent.rows, rejected, ..Tally::default() }))
         }
         Commit::Unknown(error) => answer(look_up(pool, ticket, chunk, error).await?),
     }
 }
 
-/// Reads a chunk whose rows wait in the object: what it holds, and that it holds together.
-async fn count(plan: &LoadPlan, rows: Arc<dyn ChunkRows>) -> Result<(ChunkEnd, Extent), DestinationError> {
-    let plan = plan.clone();
-    tokio::task::spawn_blocking(move || check_rows(&plan, &*rows)).await.map_err(reader_failed)?
+/// Reads a chunk for its bad rows alone, and lists each batch's.
+async fn insert_again(
+    session: &mut Session,
+    ticket: Ticket,
+    rows: &Arc<dyn ChunkRows>,
+    expected: u64,
+) -> Result<(), DestinationError> {
+    let (hand_over, mut handed) = mpsc::channel(1);
+    let rows = Arc::clone(rows);
+    let reader =
+        tokio::task::spawn_blocking(move || rows.read(&mut |batch| hand_over.blocking_send(batch.rejects).is_ok()));
+    let mut listed = 0;
+    while let Some(rejects) = handed.recv().await {
+        rejects::insert(session.connection(), ticket, InChunk, &rejects).await.map_err(failure)?;
+        listed += rejects.len() as u64;
+    }
+    reader.await.map_err(reader_failed)?;
+    if listed == expected {
+        return Ok(());
+    }
+    Err(miscounted(format!("a chunk had {expected} rejects, and {listed} when it was read again")))
 }
 
 fn tally(rows: i64, rejected: i64) -> Tally {
@@ -298,27 +302,6 @@ async fn look_up(
     Err(error)
 }
 
-/// Raw records for the rows that COPY refused.
-async fn found_rejects(bad: Vec<Bad>, lookup: &dyn RecordLookup) -> Result<Vec<Reject>, DestinationError> {
-    let rows: Vec<RowNumber> = bad.iter().map(|bad| bad.row).collect();
-    let mut records = shape::records(&rows, lookup).await?;
-    Ok(bad
-        .into_iter()
-        .map(|bad| {
-            let (line, record) = records.remove(&bad.row).unwrap_or_default();
-            Reject {
-                row: bad.row,
-                line,
-                column: bad.column,
-                value: bad.value.map(String::into_bytes),
-                reason: bad.reason,
-                detail: bad.detail,
-                record,
-            }
-        })
-        .collect())
-}
-
 /// The COPY of chunks into staging, without the rows that are refused.
 pub(super) struct Copy<'a> {
     plan: &'a LoadPlan,
@@ -327,7 +310,8 @@ pub(super) struct Copy<'a> {
     shape: Shape,
     /// Rows in it so far.
     pub(super) copied: u64,
-    bad: Vec<Bad>,
+    /// Rows that PostgreSQL cannot hold; their records are not looked up.
+    pub(super) refused: Vec<Reject>,
 }
 
 impl<'a> Copy<'a> {
@@ -342,7 +326,7 @@ impl<'a> Copy<'a> {
         }
         let format = if shape.text { "text" } else { "binary" };
         let statement = format!("COPY {} ({columns}) FROM STDIN (FORMAT {format})", sql::qualified(schema, name)?);
-        Ok(Self { plan, name, statement, shape, copied: 0, bad: Vec::new() })
+        Ok(Self { plan, name, statement, shape, copied: 0, refused: Vec::new() })
     }
 
     /// A chunk within a transaction that goes on whatever becomes of its rows.
@@ -364,13 +348,8 @@ impl<'a> Copy<'a> {
             .run("ROLLBACK TO SAVEPOINT longshore_stage; RELEASE SAVEPOINT longshore_stage")
             .await
             .map_err(failure)?;
-        let held = Held { parsed: collect(rows, cells::rechunk).await?, refused };
-        self.around_bad(session, held).await.map(drop)
-    }
-
-    /// The rows that were refused since the last time.
-    pub(super) async fn rejects(&mut self, lookup: &dyn RecordLookup) -> Result<Vec<Reject>, DestinationError> {
-        found_rejects(std::mem::take(&mut self.bad), lookup).await
+        let held = shape::hold(self.plan, rows, cells::rechunk).await?;
+        self.around_bad(session, held, refused).await.map(drop)
     }
 
     /// Reads, encodes and sends at the same time.
@@ -378,7 +357,7 @@ impl<'a> Copy<'a> {
         &mut self,
         session: &mut Session,
         rows: Arc<dyn ChunkRows>,
-    ) -> Result<Result<(ChunkEnd, Extent), DestinationError>, sqlx::Error> {
+    ) -> Result<Result<Found, DestinationError>, sqlx::Error> {
         let (shape, fields) = (self.shape, self.plan.fields.len());
         let read = move |sink: &mut dyn FnMut(Vec<u8>) -> bool| {
             let mut encoder = Encoder::new(shape, sink);
@@ -403,13 +382,15 @@ impl<'a> Copy<'a> {
     /// Copies all rows, of which one was refused. Those before it are known to be good and are sent again together with what
     /// follows. The work is linear: what is sent again is bounded by [`PENDING`] and the distance of bad rows. (The driver
     /// leaves Nagle's algorithm on: over TCP the end of a COPY that succeeds waits for the server's delayed acknowledgement.)
-    async fn around_bad(&mut self, session: &mut Session, held: Held) -> Result<(ChunkEnd, Extent), DestinationError> {
-        let Held { parsed, refused } = held;
-        let extent = check_chunk(self.plan, &parsed)?;
-        let ParsedChunk { rows, batches, rejects, widenings } = parsed;
-        let end = ChunkEnd { rows, rejects, widenings };
-        if !end.widenings.is_empty() {
-            return Ok((end, extent));
+    async fn around_bad(
+        &mut self,
+        session: &mut Session,
+        held: Held,
+        refused: sqlx::Error,
+    ) -> Result<Found, DestinationError> {
+        let Held { batches, found } = held;
+        if !found.widenings.is_empty() {
+            return Ok(found);
         }
         let batches = Arc::new(batches);
         let total: usize = batches.iter().map(|batch| batch.rows).sum();
@@ -444,7 +425,7 @@ impl<'a> Copy<'a> {
             let at = bad_line(fault, self.name).and_then(|line| ranges.iter().cloned().flatten().nth(line - 1));
             match at.filter(|at| (start..end).contains(at)) {
                 Some(at) => {
-                    self.bad.push(self.reject(&batches, at, fault));
+                    self.refused.push(self.reject(&batches, at, fault));
                     block = (8 * (at - start + 1)).max(SMALLEST_BLOCK);
                     if at > start {
                         good.push(start..at);
@@ -454,7 +435,7 @@ impl<'a> Copy<'a> {
                 // The message does not say where, or names a row that was good before: narrow it down, that one alone.
                 None if end - start > 1 => block = (end - start) / 2,
                 None if end > start && good.is_empty() => {
-                    self.bad.push(self.reject(&batches, start, fault));
+                    self.refused.push(self.reject(&batches, start, fault));
                     start = end;
                     block = SMALLEST_BLOCK;
                 }
@@ -466,7 +447,7 @@ impl<'a> Copy<'a> {
                 }
             }
         }
-        Ok((end, extent))
+        Ok(found)
     }
 
     /// Copies ranges of rows; the error where that is the database's or the connection's.
@@ -491,7 +472,7 @@ impl<'a> Copy<'a> {
     }
 
     /// What is known of a row that was refused.
-    fn reject(&self, batches: &[Batch], mut at: usize, fault: &PgDatabaseError) -> Bad {
+    fn reject(&self, batches: &[Batch], mut at: usize, fault: &PgDatabaseError) -> Reject {
         let column = bad_column(fault, self.name, self.plan);
         let (mut row, mut value) = (RowNumber(0), None);
         for batch in batches {
@@ -502,17 +483,13 @@ impl<'a> Copy<'a> {
             }
             at -= batch.rows;
         }
-        Bad {
-            row,
-            column: column.map(|column| self.plan.fields[column].name.clone()),
-            value,
-            reason: if session::is_constraint(fault) {
-                RejectReason::ConstraintViolation
-            } else {
-                RejectReason::InvalidValue
-            },
-            detail: session::describe(fault),
-        }
+        let value = value.map(|value| value.into_bytes().into_iter().take(VALUE_KEPT).collect());
+        let column = column.map(|column| self.plan.fields[column].name.clone());
+        let reason = match session::is_constraint(fault) {
+            true => RejectReason::ConstraintViolation,
+            false => RejectReason::InvalidValue,
+        };
+        shape::refused(row, column, value, reason, session::describe(fault))
     }
 }
 

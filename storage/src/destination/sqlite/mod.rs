@@ -110,11 +110,7 @@ async fn list(
         if piece.is_empty() {
             return Ok(writer);
         }
-        let rows: Vec<RowNumber> = piece.iter().map(|reject| reject.row).collect();
-        let mut records = shape::records(&rows, lookup).await?;
-        for reject in &mut piece {
-            (reject.line, reject.record) = records.remove(&reject.row).unwrap_or_default();
-        }
+        shape::add_records(&mut piece, lookup).await?;
         (writer, ()) = writer.run(move |connection| write::insert_rejects(connection, ticket, true, &piece)).await?;
     }
 }
@@ -161,19 +157,18 @@ impl Destination for SqliteDestination {
         _lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
         // There is one writer: chunks are read beside it, not while it waits.
-        let mut parsed = super::collect(rows, write::prepare).await?;
-        if !parsed.widenings.is_empty() {
-            return Ok(Written::Widen(std::mem::take(&mut parsed.widenings)));
+        let mut held = shape::hold(plan, Arc::clone(&rows), write::prepare).await?;
+        if !held.found.widenings.is_empty() {
+            return Ok(Written::Widen(std::mem::take(&mut held.found.widenings)));
         }
         // Staging takes whatever a batch can hold: no row is refused here.
-        let extent = shape::check_chunk(plan, &parsed)?;
         let plan = plan.clone();
-        let reasons: Vec<_> = parsed.rejects.iter().map(|reject| reject.reason).collect();
+        let reasons = held.found.rejects.reasons;
         let written = self
             .write(
                 Class::Bulk,
                 move |connection| {
-                    let written = write::write_chunk(connection, ticket, chunk, &plan, extent, &parsed)?;
+                    let written = write::write_chunk(connection, ticket, chunk, &plan, &held, &*rows)?;
                     failpoint::pass("chunk.copied");
                     failpoint::pass("chunk.commit.before");
                     Ok(written)
@@ -183,7 +178,7 @@ impl Destination for SqliteDestination {
             .await?;
         failpoint::pass("chunk.commit.after");
         if matches!(written, Written::Committed(_)) {
-            super::count_rejects(reasons.into_iter());
+            reasons.count();
         }
         Ok(written)
     }

@@ -5,11 +5,12 @@
 
 use rusqlite::{Connection, params};
 
-use longshore_domain::{LineNumber, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
+use longshore_domain::{LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Target};
 
 use super::connection::{self, failure};
 use super::fence::Fence;
 use super::staging;
+use crate::destination::shape;
 use crate::destination::{DestinationError, FenceState, Planned, PublishOutcome, Published, Ticket, sql};
 
 /// How far the transaction came.
@@ -246,15 +247,8 @@ impl Moving<'_> {
         let column = self.plan.fields.iter().find(|field| {
             place.is_some_and(|place| place.eq_ignore_ascii_case(&format!("{}.{}", self.plan.table.name(), field.name)))
         });
-        self.found.push(Reject {
-            row,
-            line: LineNumber(0),
-            column: column.map(|field| field.name.clone()),
-            value: None,
-            reason: RejectReason::ConstraintViolation,
-            detail: fault.to_owned(),
-            record: Vec::new(),
-        });
+        let column = column.map(|field| field.name.clone());
+        self.found.push(shape::refused(row, column, None, RejectReason::ConstraintViolation, fault.to_owned()));
         self.rejected += 1;
     }
 }

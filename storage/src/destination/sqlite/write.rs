@@ -7,23 +7,24 @@ use rusqlite::{Connection, OptionalExtension as _, Statement, params};
 use longshore_domain::{
     Attempt, ChunkIndex, ImportId, LineNumber, LoadPlan, Reject, RejectReason, RowNumber, Tally, Target,
 };
-use longshore_parse::{Batch, ParsedChunk};
+use longshore_parse::Batch;
 
 use super::connection::failure;
 use super::fence::Fence;
 use super::staging;
 use crate::destination::cells::{self, Cell, Column};
-use crate::destination::shape::Extent;
-use crate::destination::{DestinationError, LedgerRow, Ticket, Written, sql};
+use crate::destination::shape::Held;
+use crate::destination::{ChunkRows, DestinationError, LISTED_BYTES, LedgerRow, Ticket, Written, sql};
 
-/// Within a transaction, which the caller commits where the answer is `Committed`. Batches are [`prepare`]d.
+/// Within a transaction, which the caller commits where the answer is `Committed`. Batches are [`prepare`]d; `rows` is
+/// read again where not all rejects are held.
 pub(super) fn write_chunk(
     connection: &Connection,
     ticket: Ticket,
     chunk: ChunkIndex,
     plan: &LoadPlan,
-    extent: Extent,
-    parsed: &ParsedChunk,
+    held: &Held,
+    rows: &dyn ChunkRows,
 ) -> Result<Written, DestinationError> {
     if let Some(row) = committed(connection, ticket, chunk)? {
         return Ok(Written::Committed(Tally { rows: row.rows, rejected: row.rejected, ..Tally::default() }));
@@ -37,9 +38,20 @@ pub(super) fn write_chunk(
     if !staging::exists(connection, &name)? {
         return Err(staging::lost(&name));
     }
-    insert_rows(connection, plan, &name, parsed)?;
-    insert_rejects(connection, ticket, false, &parsed.rejects)?;
-    let rejected = parsed.rejects.len() as u64;
+    insert_rows(connection, plan, &name, &held.batches)?;
+    let (extent, rejects) = (held.found.extent, &held.found.rejects);
+    match rejects.all() {
+        Some(rejects) => insert_rejects(connection, ticket, false, rejects)?,
+        None => {
+            let mut listed = Ok(());
+            rows.read(&mut |batch| {
+                listed = insert_rejects(connection, ticket, false, &batch.rejects);
+                listed.is_ok()
+            });
+            listed?;
+        }
+    }
+    let rejected = rejects.rows;
     connection
         .execute(
             "INSERT INTO longshore_ledger (import, attempt, chunk, first_row, row_count, rejected) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -60,7 +72,7 @@ fn insert_rows(
     connection: &Connection,
     plan: &LoadPlan,
     name: &str,
-    parsed: &ParsedChunk,
+    batches: &[Batch],
 ) -> Result<(), DestinationError> {
     let numbered = plan.target == Target::ExistingTable;
     let mut columns = sql::column_list(plan)?;
@@ -72,7 +84,7 @@ fn insert_rows(
     let mut insert = connection
         .prepare(&format!("INSERT INTO main.{} ({columns}) VALUES ({places})", sql::identifier(name)?))
         .map_err(failure)?;
-    for batch in &parsed.batches {
+    for batch in batches {
         let columns: Vec<Column<'_>> = batch.columns.iter().map(Column::of).collect();
         for row in 0..batch.rows {
             for (place, column) in columns.iter().enumerate() {
@@ -205,7 +217,8 @@ pub(super) fn rejects(
         .map_err(failure)?;
     let after = i64::try_from(after.0).unwrap_or(i64::MAX);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    statement
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    let rows = statement
         .query_map(params![import.to_string(), i64::from(attempt.0), after, limit], |row| {
             Ok(Reject {
                 row: RowNumber(row.get::<_, i64>(0)? as u64),
@@ -218,6 +231,14 @@ pub(super) fn rejects(
                 record: row.get(6)?,
             })
         })
-        .and_then(Iterator::collect)
-        .map_err(failure)
+        .map_err(failure)?;
+    for reject in rows {
+        let reject = reject.map_err(failure)?;
+        bytes += reject.record.len();
+        found.push(reject);
+        if bytes >= LISTED_BYTES {
+            break;
+        }
+    }
+    Ok(found)
 }
