@@ -98,6 +98,50 @@ async fn a_chunk_that_kills_its_worker_every_time_is_given_up_and_others_go_on()
     cluster.assert_clean_logs();
 }
 
+/// Who owns an import reads the beginning of its file.
+#[tokio::test]
+async fn a_file_that_kills_whoever_plans_it_is_given_up() {
+    let mut cluster = Cluster::start(&Options { workers: 2, ..Options::on(S3Kind::Versity) }).await;
+    for worker in &mut cluster.workers {
+        worker.kill();
+        worker.set("FAILPOINTS", Some("plan.made=return"));
+        worker.start();
+    }
+    let id = begin(&cluster, &json!({"destination": {"table": "t"}}), source(seed(), 100, 1, 0).csv).await;
+    let deaths = format!("SELECT coalesce(planning_deaths, 0) FROM longshore_imports WHERE id = '{id}'");
+    let mut last = 0;
+    while last < CLAIMS_AT_MOST {
+        let victim = until("a process ends over it", async || {
+            cluster.workers.iter_mut().position(|worker| worker.ended().is_some())
+        })
+        .await;
+        let counted: i64 = cluster.database.one(&deaths).await.parse().unwrap();
+        println!("{} ended, {counted} before it", cluster.workers[victim].name());
+        cluster.workers[victim].kill();
+        cluster.workers[victim].start();
+        last = counted + 1;
+        if last == 2 {
+            // Each lease has to run out. So that the test need not wait for all of them, as many as are missing are counted here.
+            last = CLAIMS_AT_MOST - 1;
+            let counted = format!("UPDATE longshore_imports SET planning_deaths = {} WHERE id = '{id}'", last - 1);
+            cluster.database.run(&counted).await;
+        }
+    }
+    let import = cluster.api.done(&id).await;
+    assert_failed(&import, "poison-chunk");
+    assert!(import["error"]["detail"].as_str().unwrap().contains("20 processes ended"), "{import}");
+    for worker in &mut cluster.workers {
+        worker.kill();
+        worker.set("FAILPOINTS", None);
+        worker.start();
+    }
+    // A retry begins to count anew.
+    cluster.api.act(&id, "retry").await;
+    assert_succeeded(&cluster.api.done(&id).await);
+    cluster.database.assert_tidy().await;
+    cluster.assert_clean_logs();
+}
+
 #[tokio::test]
 async fn a_worker_that_runs_out_of_memory_costs_a_chunk_its_retry() {
     // Chunks of 8 MiB, one at a time.

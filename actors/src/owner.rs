@@ -166,6 +166,12 @@ impl Owner {
             (Entry::RecordPublished, FenceState::Published(published)) => self.succeed(published).await,
             (Entry::Cancel, _) => Err(Stop::Cancel),
             (Entry::Fail, _) => Err(Stop::Fail(self.stored_error())),
+            (Entry::Plan, _) if self.record.planning_deaths >= CLAIMS_AT_MOST => {
+                let detail = format!(
+                    "{CLAIMS_AT_MOST} processes ended while they looked at the file to plan its import; their logs say more"
+                );
+                Err(Stop::Fail(Problem::new(ProblemKind::PoisonChunk, detail)))
+            }
             (Entry::Plan, _) => {
                 self.plan().await?;
                 self.load().await?;

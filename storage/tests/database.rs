@@ -81,6 +81,7 @@ on_both! {
     wider_types_merge_and_start_over
     progress_survives_and_is_the_owners
     an_import_expires_only_while_it_awaits
+    owners_that_end_before_there_is_a_plan_are_counted
     a_late_reason_fails_nothing
     a_lone_process_need_not_wait_for_leases_of_the_dead
     requests_under_one_key_make_one_import
@@ -423,6 +424,31 @@ async fn progress_survives_and_is_the_owners(database: Database, _: String) {
     assert!(database.change(record.id, record.epoch, ImportState::Planning, &Change::Run).await.unwrap());
     assert!(!database.store_progress(record.id, record.attempt, record.epoch, &progress).await.unwrap());
     assert_eq!(database.import(record.id).await.unwrap().unwrap().progress.rows_read, 0);
+}
+
+async fn owners_that_end_before_there_is_a_plan_are_counted(database: Database, _: String) {
+    let record = claimed(&database).await;
+    let id = record.id;
+    let mut counted = vec![record.planning_deaths];
+    let mut claim = async |let_go: Option<Epoch>| {
+        // Nobody else uses this database: leases that are held are made to run out, those that were let go stay so.
+        match let_go {
+            Some(epoch) => database.release(id, epoch).await.unwrap(),
+            None => database.release_all().await.unwrap(),
+        }
+        let record = database.claim(id, "node-b").await.unwrap().unwrap();
+        counted.push(record.planning_deaths);
+        record.epoch
+    };
+    claim(None).await;
+    let epoch = claim(None).await;
+    assert!(database.change(id, epoch, ImportState::Queued, &Change::Plan).await.unwrap());
+    let epoch = claim(None).await;
+    claim(Some(epoch)).await;
+    let epoch = claim(None).await;
+    assert!(database.store_plan(id, epoch, &plan()).await.unwrap());
+    claim(None).await;
+    assert_eq!(counted, [0, 1, 2, 3, 0, 1, 0]);
 }
 
 async fn an_import_expires_only_while_it_awaits(database: Database, _: String) {

@@ -163,6 +163,7 @@ fn awaiting(id: ImportId, request: CreateRequest, object_key: String) -> ImportR
         widened: Default::default(),
         scan_done: false,
         error: None,
+        planning_deaths: 0,
         progress: Progress::default(),
         created_at: never,
         uploaded_at: None,

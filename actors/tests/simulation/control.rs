@@ -86,6 +86,9 @@ impl State {
             return None;
         }
         row.record.epoch = row.record.epoch.next();
+        let unplanned =
+            matches!(row.record.state, ImportState::Queued | ImportState::Planning) && row.record.plan.is_none();
+        row.record.planning_deaths = if unplanned && row.lease_until > 0 { row.record.planning_deaths + 1 } else { 0 };
         row.lease_until = now + LEASE_MS;
         let record = row.record.clone();
         self.moved(id);

@@ -72,6 +72,8 @@ pub mod imports {
         pub retried_attempt: Option<i32>,
         /// The load plan as JSON, where versions that only know `plan` must not work from it.
         pub plan_v2: Option<String>,
+        /// Owners in a row whose lease ran out before there was a plan.
+        pub planning_deaths: Option<i32>,
     }
 
     /// None.

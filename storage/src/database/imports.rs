@@ -62,6 +62,8 @@ pub struct ImportRecord {
     pub scan_done: bool,
     /// Why it fails or failed.
     pub error: Option<Problem>,
+    /// Owners in a row whose lease ran out before there was a plan.
+    pub planning_deaths: u32,
     /// The counters.
     pub progress: Progress,
     /// When it was asked for.
@@ -98,6 +100,7 @@ impl ImportRecord {
             widened: row.widened.as_deref().map(|json| read_json("widened", json)).transpose()?.unwrap_or_default(),
             scan_done: row.scan_done,
             error: row.error.as_deref().map(|json| read_json("error", json)).transpose()?,
+            planning_deaths: row.planning_deaths.map_or(0, |deaths| u32::try_from(deaths).unwrap_or(0)),
             progress: Progress {
                 bytes_total,
                 bytes_done,
@@ -135,6 +138,7 @@ impl ImportRecord {
             widened: BTreeMap::new(),
             scan_done: false,
             error: None,
+            planning_deaths: 0,
             progress: Progress::default(),
             created_at: time(created_ms),
             uploaded_at: None,

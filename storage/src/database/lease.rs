@@ -12,6 +12,10 @@ use super::entity::imports::{Column, Entity};
 use super::imports::write_json;
 use super::{Database, DatabaseError, ImportRecord, LEASE, number, signed};
 
+/// Counted at a claim. A lease that was let go is 0, before the first claim too; one that ran out is not.
+const PLANNING_DEATHS: &str = "CASE WHEN lease_until_ms > 0 AND state IN ('queued', 'planning') AND plan IS NULL AND plan_v2 IS NULL \
+     THEN coalesce(planning_deaths, 0) + 1 ELSE 0 END";
+
 /// A change of state by the owner, with what goes along in the same statement.
 #[derive(Debug, Clone)]
 pub enum Change {
@@ -57,7 +61,8 @@ impl Change {
 
 impl Database {
     /// Takes an import whose lease ran out: the next epoch, and a lease by the database's clock. `None` where somebody else
-    /// holds it, or it needs no owner.
+    /// holds it, or it needs no owner. Where the owner before let go of nothing and made no plan, that is counted: a file may
+    /// end every process that looks at it.
     ///
     /// # Errors
     /// [`DatabaseError`]
@@ -67,6 +72,7 @@ impl Database {
         let claimed = Entity::update_many()
             .col_expr(Column::Epoch, Expr::col(Column::Epoch).add(1))
             .col_expr(Column::LeaseOwner, Expr::value(owner))
+            .col_expr(Column::PlanningDeaths, Expr::cust(PLANNING_DEATHS))
             .col_expr(Column::LeaseUntilMs, self.lease_end())
             .filter(Column::Id.eq(id.0))
             .filter(Column::State.is_in(states))
@@ -101,15 +107,15 @@ impl Database {
         Ok(())
     }
 
-    /// Lets every lease and every claim go. Only for a database that one process owns alone, at its start: whoever held them is
-    /// gone, and waiting for them to run out would only cost time.
+    /// Makes every lease and every claim run out. Only for a database that one process owns alone, at its start: whoever held
+    /// them is gone, and waiting would only cost time.
     ///
     /// # Errors
     /// [`DatabaseError`]
     pub async fn release_all(&self) -> Result<(), DatabaseError> {
         let _turn = self.turn().await;
         Entity::update_many()
-            .col_expr(Column::LeaseUntilMs, Expr::value(0_i64))
+            .col_expr(Column::LeaseUntilMs, Expr::value(1_i64))
             .filter(Column::LeaseUntilMs.gt(0))
             .exec(&self.connection)
             .await?;

@@ -16,7 +16,7 @@ const RECORD: &str = "longshore_schema";
 
 /// The steps behind the first migration, in order. Each adds, and what it adds an older version can leave out.
 fn steps() -> Vec<Box<dyn MigrationTrait>> {
-    vec![Box::new(M0002Clients), Box::new(M0003DecodedText)]
+    vec![Box::new(M0002Clients), Box::new(M0003DecodedText), Box::new(M0004PlanningDeaths)]
 }
 
 /// The names of the first migration and of all steps behind it, in order.
@@ -251,5 +251,22 @@ impl MigrationTrait for M0003DecodedText {
             )
             .to_owned();
         manager.create_table(parts).await
+    }
+}
+
+/// How many owners an import has cost before it had a plan.
+struct M0004PlanningDeaths;
+
+impl MigrationName for M0004PlanningDeaths {
+    fn name(&self) -> &str {
+        "m0004_planning_deaths"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for M0004PlanningDeaths {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let deaths = column("planning_deaths").integer().null().take();
+        manager.alter_table(Table::alter().table(Alias::new("longshore_imports")).add_column(deaths).to_owned()).await
     }
 }
