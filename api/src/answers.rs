@@ -112,7 +112,7 @@ impl RejectAnswer {
             column: reject.column.clone(),
             value: reject.value.as_deref().map(cut),
             reason: reject.reason,
-            detail: reject.detail.clone(),
+            detail: cut(reject.detail.as_bytes()),
             record: cut(&reject.record),
         }
     }

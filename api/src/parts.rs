@@ -10,10 +10,11 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
 
-use longshore_domain::{Chunk, ChunkIndex, ImportId, RowNumber};
+use longshore_domain::{Chunk, ChunkIndex, ImportId, Reject, RowNumber};
 use longshore_parse::RejectsCsv;
 use longshore_parse::columns::REJECT_COLUMNS;
 use longshore_storage::database::ImportRecord;
+use longshore_storage::destination::{DestinationError, LISTED_BYTES};
 
 use crate::ApiState;
 use crate::answers::{Page, RejectAnswer, page};
@@ -94,11 +95,19 @@ pub async fn rejects(
     let (wanted, mut rejects, mut after) = (limit as usize + 1, Vec::new(), after);
     while rejects.len() < wanted {
         let found = state.destination.rejects(record.id, record.attempt, after, wanted - rejects.len()).await?;
-        let Some(last) = found.last() else { break };
-        after = last.row;
+        let next = behind(&found, wanted - rejects.len());
         rejects.extend(found.iter().map(RejectAnswer::of));
+        let Some(next) = next else { break };
+        after = next;
     }
     Ok(page(rejects, limit, |reject| reject.row.to_string(), |reject| reject).into_response())
+}
+
+/// Where the next rejects are asked for, behind those that were asked for with a limit; `None` where there are none.
+fn behind(found: &[Reject], limit: usize) -> Option<RowNumber> {
+    let bytes: usize = found.iter().map(|reject| reject.record.len()).sum();
+    let may_be_more = found.len() >= limit || bytes >= LISTED_BYTES;
+    found.last().filter(|_| may_be_more).map(|reject| reject.row)
 }
 
 /// `true` or `false`; left out, it is false.
@@ -108,6 +117,12 @@ fn flag(parameters: &BTreeMap<String, String>, name: &str) -> Result<bool, ApiEr
         Some("true") => Ok(true),
         Some(_) => Err(ApiError::bad_parameter(name, "must be true or false")),
     }
+}
+
+/// What comes next in the file of rejects.
+enum Next {
+    Page(Vec<Reject>),
+    Behind(RowNumber),
 }
 
 /// The file of rejects, streamed page by page.
@@ -127,16 +142,18 @@ async fn csv(
     // The first page is read before the answer begins, so that a destination that is away is a 503.
     let first = state.destination.rejects(record.id, record.attempt, after, CSV_PAGE).await?;
     let (destination, id, attempt) = (state.destination.clone(), record.id, record.attempt);
-    let rest = stream::try_unfold((writer, Some(first)), move |(writer, next)| {
+    // A page is read once the one before was taken: a slow reader costs one.
+    let rest = stream::try_unfold((writer, Some(Next::Page(first))), move |(writer, next)| {
         let destination = destination.clone();
         async move {
-            let (Some(writer), Some(page)) = (writer, next) else { return Ok(None) };
-            let lines: Vec<u8> = page.iter().flat_map(|reject| writer.line_of(reject)).collect();
-            let next = match page.last() {
-                Some(last) => Some(destination.rejects(id, attempt, last.row, CSV_PAGE).await?),
-                None => None,
+            let (Some(writer), Some(next)) = (writer, next) else { return Ok(None) };
+            let page = match next {
+                Next::Page(page) => page,
+                Next::Behind(last) => destination.rejects(id, attempt, last, CSV_PAGE).await?,
             };
-            Ok::<_, longshore_storage::destination::DestinationError>(Some((Bytes::from(lines), (Some(writer), next))))
+            let lines: Vec<u8> = page.iter().flat_map(|reject| writer.line_of(reject)).collect();
+            let next = behind(&page, CSV_PAGE).map(Next::Behind);
+            Ok::<_, DestinationError>(Some((Bytes::from(lines), (Some(writer), next))))
         }
     });
     let body = futures::StreamExt::chain(stream::iter([Ok(Bytes::from(header))]), rest);

@@ -154,6 +154,7 @@ impl CreateRequest {
                     [one] => {
                         format!("{}: {}", if one.pointer.is_empty() { "the body" } else { &one.pointer }, one.detail)
                     }
+                    many if many.len() == FAULTS_TOLD => format!("{FAULTS_TOLD} faults or more; see errors"),
                     many => format!("{} faults; see errors", many.len()),
                 };
                 Err(Problem { errors: faults.0, ..Problem::new(ProblemKind::BadRequest, detail) })
@@ -162,13 +163,22 @@ impl CreateRequest {
     }
 }
 
+/// How many ways of writing null there may be, and how long one is.
+const MOST_NULL_VALUES: usize = 100;
+const LONGEST_NULL_VALUE: usize = 1024;
+
+/// Of more faults in a request than this, nobody is told.
+const FAULTS_TOLD: usize = 100;
+
 /// The faults found so far.
 #[derive(Default)]
 struct Faults(Vec<FieldError>);
 
 impl Faults {
     fn add(&mut self, pointer: &str, detail: impl Into<String>) {
-        self.0.push(FieldError { pointer: pointer.to_owned(), detail: detail.into() });
+        if self.0.len() < FAULTS_TOLD {
+            self.0.push(FieldError { pointer: pointer.to_owned(), detail: detail.into() });
+        }
     }
 }
 
@@ -322,7 +332,12 @@ fn read_format(value: &Value, faults: &mut Faults) -> Option<GivenFormat> {
         .unwrap_or_default();
     given.null_values = keys.read("null_values", faults, |value| {
         let list = value.as_array().ok_or("must be a list of strings")?;
-        list.iter().map(text).collect::<Result<Vec<_>, _>>().map_err(|_| "must be a list of strings".to_owned())
+        let values = list.iter().map(text).collect::<Result<Vec<_>, _>>().map_err(|_| "must be a list of strings")?;
+        // Each cell is compared with each of them.
+        if values.len() > MOST_NULL_VALUES || values.iter().any(|value| value.len() > LONGEST_NULL_VALUE) {
+            return Err(format!("must be {MOST_NULL_VALUES} strings of {LONGEST_NULL_VALUE} bytes at most"));
+        }
+        Ok(values)
     });
     given.compression = keys
         .read("compression", faults, |value| word::<Compression>(value, "one of auto, none, gzip, zstd, bzip2, xz"))
@@ -619,6 +634,19 @@ mod tests {
             (json!({"destination": {"table": "t"}, "upload": {"method": "post"}}), "/upload/method"),
         ] {
             assert_eq!(pointers(&value), [pointer], "{value}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_small_however_long_it_is() {
+        let unknown: Map<String, Value> = (0..1000).map(|n| (format!("k{n}"), json!(1))).collect();
+        let problem = CreateRequest::from_value(&Value::Object(unknown)).unwrap_err();
+        assert_eq!((problem.errors.len(), problem.detail.as_str()), (100, "100 faults or more; see errors"));
+        for (values, fits) in
+            [(vec!["x".repeat(1024); 100], true), (vec!["x".to_owned(); 101], false), (vec!["x".repeat(1025)], false)]
+        {
+            let request = json!({"destination": {"table": "t"}, "format": {"null_values": values}});
+            assert_eq!(CreateRequest::from_value(&request).is_ok(), fits);
         }
     }
 

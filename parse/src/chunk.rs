@@ -467,8 +467,7 @@ impl ChunkReader<'_> {
         let rows: Vec<RowNumber> = faults.keys().map(|row| RowNumber(numbers[*row])).collect();
         let records = find_records(self.plan, batch, &rows);
         for ((row, line, record), (place, fault, value)) in records.into_iter().zip(faults.values()) {
-            let mut value = value.clone();
-            value.truncate(VALUE_KEPT);
+            let value = value[..value.len().min(VALUE_KEPT)].to_vec();
             self.rejects.push(Reject {
                 row,
                 line,

@@ -87,7 +87,7 @@ pub fn map_columns(
     if mapped.columns.is_empty() && faults.is_empty() {
         faults.push("the file has no column".to_owned());
     }
-    if faults.is_empty() { Ok(mapped) } else { Err(FormatError::mismatch(faults.join("; "))) }
+    if faults.is_empty() { Ok(mapped) } else { Err(FormatError::mismatch(told(&faults))) }
 }
 
 /// What finds a field: its cell in the header, its name where the cell is empty or another's too, or its place.
@@ -106,13 +106,37 @@ fn find_in_header(head: &Head, source: &str) -> Option<usize> {
     place(&head.raw_header, source).or_else(|| place(&head.header, source))
 }
 
+/// The first of the faults: a wrong list of columns may have one in each, and a name may be as long as a header.
+fn told(faults: &[String]) -> String {
+    const TOLD: usize = 20;
+    const BYTES: usize = 16 << 10;
+    let mut text = faults[..faults.len().min(TOLD)].join("; ");
+    if text.len() > BYTES {
+        text.truncate(text.floor_char_boundary(BYTES));
+        text.push('…');
+    }
+    if faults.len() > TOLD {
+        text.push_str(&format!("; and {} more", faults.len() - TOLD));
+    }
+    text
+}
+
 fn list(names: &[String]) -> String {
     const SHOWN: usize = 30;
-    let mut text = names.iter().take(SHOWN).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let mut text = names.iter().take(SHOWN).map(|name| shown(name)).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
         text.push_str(&format!(" and {} more", names.len() - SHOWN));
     }
     text
+}
+
+/// A name that may be as long as a header.
+fn shown(name: &str) -> String {
+    const CHARACTERS: usize = 64;
+    match name.char_indices().nth(CHARACTERS) {
+        Some((end, _)) => format!("'{}…'", &name[..end]),
+        None => format!("'{name}'"),
+    }
 }
 
 fn map_given(
@@ -158,8 +182,10 @@ fn find_source(head: &Head, column: &Column, place: usize, data_fields: usize) -
         Some(ColumnSource::Header(_)) if !has_header => Err(format!(
             "column '{name}' names a header as its source, but the file has no header; give a place instead"
         )),
-        Some(ColumnSource::Header(source)) => find_in_header(head, source)
-            .ok_or_else(|| format!("column '{name}': the header has no '{source}'; it has {}", list(&head.raw_header))),
+        Some(ColumnSource::Header(source)) => find_in_header(head, source).ok_or_else(|| {
+            let (source, names) = (shown(source), list(&head.raw_header));
+            format!("column '{name}': the header has no {source}; it has {names}")
+        }),
         Some(ColumnSource::Place(source)) => {
             let field = (*source as usize).checked_sub(1).filter(|field| *field < head.width);
             field.ok_or_else(|| format!("column '{name}': the file has {} fields, not {source}", head.width))
@@ -368,6 +394,17 @@ mod tests {
             places(&map_columns(&head(text), Some(&by_place), None).unwrap()),
             [("x".into(), 0), ("b".into(), 1)]
         );
+    }
+
+    #[test]
+    fn what_is_told_of_many_columns_is_short() {
+        let text = format!("{},{}\n1,2\n", "é".repeat(100_000), "b".repeat(100_000));
+        let column =
+            |n| Column { source: Some(ColumnSource::Header("x".repeat(1000))), ..column(&format!("c{n}"), None) };
+        let given: Vec<Column> = (0..1000).map(column).collect();
+        let error = map_columns(&head(&text), Some(&given), None).unwrap_err().to_string();
+        assert!(error.len() < 17_000 && error.contains("éé…', 'bb"), "{} bytes: {error}", error.len());
+        assert!(error.ends_with("; and 980 more"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The file of rejects: the original columns, byte for byte, with `_row`, `_column` and `_reason` behind them. Mended, it
 //! imports again as it is. Called by the API, reject by reject.
 
-use longshore_domain::{LoadPlan, Reject};
+use longshore_domain::{LoadPlan, Reject, RejectReason};
 
 use crate::chunk::dialect_of;
 use crate::columns::REJECT_COLUMNS;
@@ -46,52 +46,45 @@ impl RejectsCsv {
     /// The line of one reject.
     #[must_use]
     pub fn line_of(&self, reject: &Reject) -> Vec<u8> {
-        let mut cells = self.raw_cells(&reject.record);
-        let width = self.header.len();
-        let extra = cells.split_off(cells.len().min(width));
-        // The columns of a file of rejects that is imported again are replaced by this import's.
-        let extra: Vec<Vec<u8>> = match reject.reason {
-            longshore_domain::RejectReason::ExtraField => extra,
-            _ => Vec::new(),
-        };
-        cells.resize(width, Vec::new());
-        cells.push(reject.row.to_string().into_bytes());
-        cells.push(self.ours(reject.column.as_deref().unwrap_or_default()));
-        cells.push(reject.reason.as_str().as_bytes().to_vec());
-        cells.extend(extra);
-        self.line(cells.into_iter())
-    }
-
-    /// The record's cells as they stand in the file, with their quotes. A cell whose quotes would break the new file is
-    /// quoted anew.
-    fn raw_cells(&self, record: &[u8]) -> Vec<Vec<u8>> {
         let mut fields: Vec<Field> = Vec::new();
         // One record, whatever it looks like: an empty line is an empty cell.
         let dialect = Dialect { width: 1, comment: None, ..self.dialect.clone() };
-        let Next::Record(_) = read_record(&dialect, record, 0, 0, &mut fields) else {
-            return Vec::new();
-        };
-        fields
-            .iter()
-            .map(|field| {
-                let range = field.range();
-                // Between its quotes, doubled ones are still doubled.
-                if self.spreadsheet && would_run(&record[range.clone()]) {
-                    return self.enclosed(&[b"'", &record[range]].concat(), field.is_quoted());
-                }
-                let unclosed = field.is_quoted() && range.end == record.len();
-                if unclosed {
-                    return self.quoted(&record[range], true);
-                }
-                // The record's last cell may end with the beginning of a delimiter, and another one follows now.
-                if !field.is_quoted() && !self.dialect.delimiter.ends(&record[range.clone()]) {
-                    return self.quoted(&record[range], true);
-                }
-                // The quotes stand around the range.
-                let raw = if field.is_quoted() { range.start - 1..range.end + 1 } else { range };
-                record[raw].to_vec()
-            })
-            .collect()
+        if !matches!(read_record(&dialect, &reject.record, 0, 0, &mut fields), Next::Record(_)) {
+            fields.clear();
+        }
+        let width = self.header.len();
+        let (fields, extra) = fields.split_at(fields.len().min(width));
+        // The columns of a file of rejects that is imported again are replaced by this import's.
+        let extra = if reject.reason == RejectReason::ExtraField { extra } else { &[] };
+        let ours = [
+            reject.row.to_string().into_bytes(),
+            self.ours(reject.column.as_deref().unwrap_or_default()),
+            reject.reason.as_str().as_bytes().to_vec(),
+        ];
+        // One after the other: there may be millions.
+        let raw = |field: &Field| self.raw_cell(&reject.record, field);
+        let missing = std::iter::repeat_n(Vec::new(), width - fields.len());
+        self.line(fields.iter().map(raw).chain(missing).chain(ours).chain(extra.iter().map(raw)))
+    }
+
+    /// A cell as it stands in the file, with its quotes. One whose quotes would break the new file is quoted anew.
+    fn raw_cell(&self, record: &[u8], field: &Field) -> Vec<u8> {
+        let range = field.range();
+        // Between its quotes, doubled ones are still doubled.
+        if self.spreadsheet && would_run(&record[range.clone()]) {
+            return self.enclosed(&[b"'", &record[range]].concat(), field.is_quoted());
+        }
+        let unclosed = field.is_quoted() && range.end == record.len();
+        if unclosed {
+            return self.quoted(&record[range], true);
+        }
+        // The record's last cell may end with the beginning of a delimiter, and another one follows now.
+        if !field.is_quoted() && !self.dialect.delimiter.ends(&record[range.clone()]) {
+            return self.quoted(&record[range], true);
+        }
+        // The quotes stand around the range.
+        let raw = if field.is_quoted() { range.start - 1..range.end + 1 } else { range };
+        record[raw].to_vec()
     }
 
     /// A name of ours.

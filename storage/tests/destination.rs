@@ -1249,7 +1249,7 @@ mod postgres_only {
         assert_eq!(stage.probe.rows("SELECT * FROM t").await, [expected.clone(), expected]);
     }
 
-    /// The database's message quotes the cell, and the value is the cell.
+    /// The database's message quotes the cell, and so does what is known of a key; the value is the cell.
     async fn what_is_kept_of_a_long_cell_is_short(stage: Stage) {
         stage.probe.run("CREATE TABLE t (addr inet)").await;
         let plan = plan("t", Target::ExistingTable, &[("addr", "native:inet")]);
@@ -1261,6 +1261,17 @@ mod postgres_only {
         assert_eq!((reject.row.0, reject.reason), (2, RejectReason::InvalidValue));
         assert_eq!(reject.value.unwrap(), cell.as_bytes()[..4096]);
         assert!(reject.detail.len() < 1200 && reject.detail.contains("éé… (SQLSTATE 22P02)"), "{}", reject.detail);
+        stage
+            .probe
+            .run("CREATE TABLE known (name text PRIMARY KEY); CREATE TABLE s (name text REFERENCES known)")
+            .await;
+        let plan = super::support::plan("s", Target::ExistingTable, &[("name", "text")]);
+        let parsed = chunk(1, vec![text(&[None, Some(&cell)])], 2);
+        let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+        assert_eq!(outcome, published(1, 1));
+        let reject = stage.rejects(ticket).await.remove(0);
+        assert_eq!((reject.row.0, reject.reason), (2, RejectReason::ConstraintViolation));
+        assert!(reject.detail.len() < 2200 && reject.detail.contains("ééé"), "{} bytes", reject.detail.len());
     }
 
     async fn many_bad_rows_are_found_in_one_chunk(stage: Stage) {

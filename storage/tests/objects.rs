@@ -243,6 +243,25 @@ fn bytes(length: usize) -> Bytes {
     (0..length).map(|at| (at.wrapping_mul(2_654_435_761) >> 16) as u8).collect()
 }
 
+/// A form is refused before its file is read, whoever sends it.
+#[tokio::test]
+async fn a_form_is_not_held_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _bus) = start(folder.path(), 0).await;
+    let part = |head: &str, body: &str| format!("--limit\r\ncontent-disposition: form-data; {head}\r\n\r\n{body}\r\n");
+    let file = part("name=\"file\"; filename=\"a\"", &"x".repeat(100_000));
+    for form in [part("name=\"key\"", "a") + &file, part("name=\"key\"", &"a".repeat(100_000)) + &file] {
+        let answer = Client::new()
+            .post(format!("{}imports", store.endpoint()))
+            .header("content-type", "multipart/form-data; boundary=limit")
+            .body(form + "--limit--\r\n");
+        let answer = answer.send().await.unwrap();
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+        assert!(text.contains("EntityTooLarge") || text.contains("MalformedPOSTRequest"), "{text}");
+    }
+}
+
 async fn an_upload_is_readable(place: Place) {
     let store = &*place.store;
     assert_eq!(store.head(KEY).await.unwrap(), None);

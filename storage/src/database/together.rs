@@ -15,7 +15,7 @@ const MOST: usize = 64;
 
 /// Questions of one sort. Clones are one.
 pub(super) struct Together<Q, A> {
-    waiting: mpsc::UnboundedSender<Waiting<Q, A>>,
+    waiting: mpsc::Sender<Waiting<Q, A>>,
 }
 
 impl<Q, A> Clone for Together<Q, A> {
@@ -37,7 +37,7 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Together<Q, A> {
         F: Fn(Vec<Q>) -> Asked + Send + Sync + 'static,
         Asked: Future<Output = Result<Vec<A>, DbErr>> + Send,
     {
-        let (waiting, mut arriving) = mpsc::unbounded_channel::<Waiting<Q, A>>();
+        let (waiting, mut arriving) = mpsc::channel::<Waiting<Q, A>>(MOST);
         let ask = Arc::new(ask);
         tokio::spawn(async move {
             let under_way = Arc::new(Semaphore::new(at_once));
@@ -67,7 +67,7 @@ impl<Q: Clone + Send + 'static, A: Send + 'static> Together<Q, A> {
     pub(super) async fn ask(&self, question: Q) -> Result<A, DatabaseError> {
         let (answer, answered) = oneshot::channel();
         // What is not sent is not answered.
-        let _ = self.waiting.send(Waiting { question, answer });
+        let _ = self.waiting.send(Waiting { question, answer }).await;
         answered.await.unwrap_or_else(|_| {
             Err(DatabaseError::Unavailable { reason: "whoever asks the database has stopped".to_owned() })
         })

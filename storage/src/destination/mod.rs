@@ -246,7 +246,7 @@ pub trait Destination: Send + Sync {
     async fn abort(&self, ticket: Ticket) -> Result<Option<FenceState>, DestinationError>;
 
     /// Rejects of an attempt in ascending row order, behind `after`: at most `limit`, and behind [`LISTED_BYTES`] of records no
-    /// more, so that there may be others unless the answer is empty.
+    /// more. An answer with less of both is the last.
     async fn rejects(
         &self,
         import: ImportId,

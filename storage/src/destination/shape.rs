@@ -188,6 +188,28 @@ fn read_whole(rows: &dyn ChunkRows, fields: usize, each: &mut dyn FnMut(Batch)) 
     read.unwrap_or_else(|| Err(mismatch("a chunk was not read to its end".to_owned())))
 }
 
+/// Reads a chunk once more for its bad rows alone, those of a batch at a time.
+///
+/// # Errors
+/// Those of `each`; [`DestinationError::Refused`], with the kind `count-mismatch`, where there are not as many as before.
+pub(super) fn read_rejects(
+    rows: &dyn ChunkRows,
+    expected: u64,
+    each: &mut dyn FnMut(Vec<Reject>) -> Result<(), DestinationError>,
+) -> Result<(), DestinationError> {
+    let (mut read, mut done) = (0, Ok(()));
+    rows.read(&mut |batch| {
+        read += batch.rejects.len() as u64;
+        done = each(batch.rejects);
+        done.is_ok()
+    });
+    done?;
+    if read == expected {
+        return Ok(());
+    }
+    Err(mismatch(format!("a chunk had {expected} rejects, and {read} when it was read again")))
+}
+
 fn mismatch(detail: String) -> DestinationError {
     DestinationError::Refused(Problem::new(ProblemKind::CountMismatch, detail))
 }

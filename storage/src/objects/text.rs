@@ -25,6 +25,8 @@ const MOST_RATIO: u64 = 1_000;
 const RATIO_FROM: u64 = 256 << 20;
 /// What a packed file may hold at most, in bytes: 16 TiB.
 const MOST_DECODED: u64 = 16 << 40;
+/// Memory that a stream of xz may ask for, by the size of its dictionary: `xz -9` needs 65 MiB. (zstd's windows end at as much.)
+const XZ_MEMORY: u64 = 128 << 20;
 
 /// Why an object gives no more text.
 #[derive(Debug, thiserror::Error)]
@@ -161,8 +163,11 @@ fn unpacked(
     compression: Compression,
 ) -> Pin<Box<dyn AsyncRead + Send>> {
     macro_rules! members {
-        ($decoder:ident) => {{
-            let mut decoder = $decoder::new(packed);
+        ($decoder:ident) => {
+            members!($decoder::new(packed))
+        };
+        ($decoder:expr) => {{
+            let mut decoder = $decoder;
             decoder.multiple_members(true);
             Box::pin(decoder)
         }};
@@ -172,7 +177,7 @@ fn unpacked(
         Compression::Gzip => members!(GzipDecoder),
         Compression::Zstd => members!(ZstdDecoder),
         Compression::Bzip2 => members!(BzDecoder),
-        Compression::Xz => members!(XzDecoder),
+        Compression::Xz => members!(XzDecoder::with_mem_limit(packed, XZ_MEMORY)),
     }
 }
 
@@ -277,6 +282,16 @@ mod tests {
         };
         assert!(error.to_string().contains("times"), "{error}");
         assert!(most <= BLOCK, "{most}");
+    }
+
+    #[tokio::test]
+    async fn a_dictionary_that_would_take_half_a_gigabyte_is_refused() {
+        // `lzma.compress(b"n\n1\n", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29}], check=lzma.CHECK_CRC32)` in Python
+        let bytes =
+            b"\xfd7zXZ\x00\x00\x01i\"\xde6\x02\x00!\x01\"\x00\x00\x00\x82@\xac\xdc\x01\x00\x03n\n1\n\x00V4\xa2\xd1\
+            \x00\x01\x18\x04k\xe9\xf0\xa5\x90B\x99\r\x01\x00\x00\x00\x00\x01YZ";
+        let error = failure(reader(bytes, 1000, Compression::Xz)).await;
+        assert!(matches!(&error, TextError::Data(text) if text.to_lowercase().contains("mem")), "{error}");
     }
 
     #[tokio::test]

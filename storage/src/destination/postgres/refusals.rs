@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 use longshore_domain::LoadPlan;
 
 use super::describe;
-use super::session::Session;
+use super::session::{MESSAGE_KEPT, Session};
 use crate::destination::{DestinationError, sql};
 
 /// A row that is refused.
@@ -148,7 +148,7 @@ impl Refusals {
             let values = if key.is_empty() { "''".to_owned() } else { format!("concat_ws(', ', {})", key.join(", ")) };
             let statement = format!(
                 "DELETE FROM {staging} AS s WHERE s.{row} BETWEEN {low} AND {high} AND {} \
-                 RETURNING s.{row}, $1::text || {values} || $2::text",
+                 RETURNING s.{row}, $1::text || left({values}, {MESSAGE_KEPT}) || $2::text",
                 clause.condition
             );
             let rows: Vec<(i64, String)> = sqlx::query_as(AssertSqlSafe(statement))

@@ -23,7 +23,7 @@ pub(super) const LOCK_WAIT: &str = "10s";
 /// How long a transaction may take to begin, on a connection that just gave a sign of life.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(8);
 /// Of the database's message for a row that it refuses, so many bytes are kept.
-const MESSAGE_KEPT: usize = 1024;
+pub(super) const MESSAGE_KEPT: usize = 1024;
 /// How often the server is asked whether it still knows sessions that take long.
 const ASK_EVERY: Duration = Duration::from_secs(3);
 
@@ -281,15 +281,16 @@ pub(super) fn is_lock_timeout(error: &DestinationError) -> bool {
 
 /// The database's message, with its detail and code.
 pub(super) fn describe(error: &PgDatabaseError) -> String {
-    let message = error.message();
-    // It may quote a cell, whatever that holds.
-    let mut text = message[..message.floor_char_boundary(MESSAGE_KEPT)].to_owned();
-    if text.len() < message.len() {
-        text.push('…');
-    }
+    let mut text = error.message().to_owned();
     if let Some(detail) = error.detail() {
         text.push_str(": ");
         text.push_str(detail);
+    }
+    // Either may quote a cell, whatever that holds.
+    if text.len() > MESSAGE_KEPT {
+        text.truncate(text.floor_char_boundary(MESSAGE_KEPT));
+        text.push('…');
+        text.shrink_to_fit();
     }
     if let Some(constraint) = error.constraint()
         && !text.contains(constraint)

@@ -13,7 +13,7 @@ use super::connection::failure;
 use super::fence::Fence;
 use super::staging;
 use crate::destination::cells::{self, Cell, Column};
-use crate::destination::shape::Held;
+use crate::destination::shape::{self, Held};
 use crate::destination::{ChunkRows, DestinationError, LISTED_BYTES, LedgerRow, Ticket, Written, sql};
 
 /// Within a transaction, which the caller commits where the answer is `Committed`. Batches are [`prepare`]d; `rows` is
@@ -43,12 +43,7 @@ pub(super) fn write_chunk(
     match rejects.all() {
         Some(rejects) => insert_rejects(connection, ticket, false, rejects)?,
         None => {
-            let mut listed = Ok(());
-            rows.read(&mut |batch| {
-                listed = insert_rejects(connection, ticket, false, &batch.rejects);
-                listed.is_ok()
-            });
-            listed?;
+            shape::read_rejects(rows, rejects.rows, &mut |found| insert_rejects(connection, ticket, false, &found))?
         }
     }
     let rejected = rejects.rows;

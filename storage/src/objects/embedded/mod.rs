@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use s3s::auth::SimpleAuth;
+use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::S3ServiceBuilder;
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
@@ -107,6 +108,7 @@ impl EmbeddedStore {
         let tasks = TaskTracker::new();
         let service = EmbeddedS3::new(Arc::clone(&files), config.bucket.clone(), MAX_PUT_SIZE, bus, tasks.clone());
         let mut builder = S3ServiceBuilder::new(service);
+        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(limits()))));
         builder.set_auth(SimpleAuth::from_single(config.access_key_id.clone(), config.secret_access_key.expose()));
         let listener = Listener::start(socket, builder.build(), &config.cors_origins);
         info!(endpoint = shown(&endpoint), root = %config.root.display(), "the embedded S3 endpoint listens");
@@ -150,6 +152,16 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, address.port())),
         _ => address,
     }
+}
+
+/// Forms and XML are held in memory whole, before anybody asks who sent them; nothing here takes either.
+fn limits() -> S3Config {
+    let mut config = S3Config::default();
+    config.xml_max_body_size = 64 << 10;
+    config.form_max_field_size = 64 << 10;
+    config.form_max_fields_size = 64 << 10;
+    config.post_object_max_file_size = 0;
+    config
 }
 
 #[async_trait]
