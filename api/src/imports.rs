@@ -246,8 +246,8 @@ pub async fn list(State(state): State<ApiState>, RawQuery(query): RawQuery) -> R
         before: cursor(&parameters)?,
     };
     let records = state.database.imports(&filter, limit + 1).await?;
-    let show = |record: &ImportRecord| record.to_resource(state.objects.bucket());
-    Ok(page(records, limit, |record| record.id.to_string(), |record| show(&record)))
+    let show = |record: ImportRecord| record.to_resource(state.objects.bucket());
+    Ok(page(records, limit, |record| record.id.to_string(), show))
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use longshore_parse::{Batch, Widening};
 
 use super::{ChunkRows, DestinationError, RecordLookup, cells, reader_failed};
 
-/// How many records are looked up at once.
-const LOOKUP_ROWS: usize = 1_000;
+/// How many records are looked up at once, and listed, so that no more of them are in memory.
+pub(super) const LOOKUP_ROWS: usize = 1_000;
 /// Bad rows of a chunk that are held until its good ones are written. Of a chunk that has more they are read again: each takes a
 /// hundred times the bytes of a short row.
 const REJECTS_HELD: u64 = 10_000;

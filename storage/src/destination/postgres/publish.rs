@@ -23,8 +23,6 @@ use crate::failpoint;
 
 /// What the sort of the staged rows may take; it spills to disk beyond.
 const SORT_MEMORY: &str = "64MB";
-/// Refused rows whose records are looked up and listed at once.
-const LIST_ROWS: usize = 1_000;
 /// Refused rows that are kept before they are listed, where there is no limit.
 const FLUSH_ROWS: usize = 4_000;
 /// Row numbers whose refused rows are looked for in one statement: what is found is held in memory.
@@ -296,7 +294,7 @@ async fn list(
 ) -> Result<(), DestinationError> {
     let mut found = found.into_iter();
     loop {
-        let mut piece: Vec<Reject> = found.by_ref().take(LIST_ROWS).collect();
+        let mut piece: Vec<Reject> = found.by_ref().take(shape::LOOKUP_ROWS).collect();
         if piece.is_empty() {
             return Ok(());
         }

@@ -32,9 +32,6 @@ use super::{
 };
 use crate::failpoint;
 
-/// Refused rows whose records are looked up and listed at once.
-const LIST_ROWS: usize = 1_000;
-
 /// The service's own tables.
 const SERVICE_TABLES: &str = "\
     CREATE TABLE IF NOT EXISTS longshore_fences (\
@@ -106,7 +103,7 @@ async fn list(
 ) -> Result<Writer, DestinationError> {
     let mut found = found.into_iter();
     loop {
-        let mut piece: Vec<Reject> = found.by_ref().take(LIST_ROWS).collect();
+        let mut piece: Vec<Reject> = found.by_ref().take(shape::LOOKUP_ROWS).collect();
         if piece.is_empty() {
             return Ok(writer);
         }
