@@ -30,6 +30,18 @@ const MORTAL: usize = 2;
 /// How long it may take until somebody passes a point.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// How often to kill at each point.
+fn kills() -> u32 {
+    std::env::var("KILLS").map_or(KILLS, |text| text.parse().unwrap())
+}
+
+/// Every point, or those that `POINTS` names.
+fn points() -> impl Iterator<Item = (&'static str, Passed)> {
+    let wanted = std::env::var("POINTS").ok();
+    let wanted = move |point: &str| wanted.as_deref().is_none_or(|wanted| wanted.split(',').any(|name| name == point));
+    POINTS.into_iter().filter(move |(point, _)| wanted(point))
+}
+
 /// SIGKILL's number.
 const SIGKILL: i32 = 9;
 
@@ -85,9 +97,7 @@ async fn kill_at(point: &str, passed: Passed, kills: u32, cluster: &mut Cluster,
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_at_every_step_loses_and_repeats_nothing() {
     let seed = seed();
-    let kills = std::env::var("KILLS").map_or(KILLS, |text| text.parse().unwrap());
-    let wanted = std::env::var("POINTS").ok();
-    let wanted = |point: &str| wanted.as_deref().is_none_or(|wanted| wanted.split(',').any(|name| name == point));
+    let kills = kills();
     let options =
         Options { workers: 2 * MORTAL, events: true, sweep: "1s", chunk_size: "4000", ..Options::on(S3Kind::Minio) };
     let mut cluster = Cluster::start(&options).await;
@@ -95,7 +105,7 @@ async fn a_kill_at_every_step_loses_and_repeats_nothing() {
     let load = Load::new(&cluster.api, &database, seed, (200, 3_000)).await;
     let killing = async {
         let mut random = StdRng::seed_from_u64(seed);
-        for (point, passed) in POINTS.into_iter().filter(|(point, _)| wanted(point)) {
+        for (point, passed) in points() {
             let begun = std::time::Instant::now();
             kill_at(point, passed, kills, &mut cluster, &mut random).await;
             println!("{point}: {kills} kills in {:.1} s", begun.elapsed().as_secs_f64());
@@ -115,7 +125,7 @@ async fn a_kill_at_every_step_loses_and_repeats_nothing() {
 /// An import of the embedded service, with a bad row where it has to fail.
 async fn embedded_import(service: &mut Mortal, passed: Passed, random: &mut StdRng) {
     let fails = passed == Passed::NodeFails;
-    let made = source(random.random(), 500, 1, if fails { 100 } else { 0 });
+    let made = source(random.random(), 500, 1, if fails { 10 } else { 0 });
     let request = json!({"destination": {"table": "trips"}, "columns": columns()});
     let created = tried_again(service, async |api: Api| {
         let url = format!("{}/v1/imports", api.base);
@@ -183,14 +193,16 @@ async fn tried_again<T>(Mortal(service, deaths): &mut Mortal, mut what: impl Asy
 async fn a_kill_at_every_step_of_the_embedded_service_loses_and_repeats_nothing() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
-    for (point, passed) in POINTS {
-        let mut service = serve(&[("CHUNK_SIZE", "3000")]).await;
-        service.process.kill();
-        service.process.set("FAILPOINTS", Some(&format!("{point}=return")));
-        service.process.start();
-        service.process.ready().await;
-        let mut service = Mortal(service, 0);
-        embedded_import(&mut service, passed, &mut random).await;
-        assert_eq!(service.1, 1, "nobody passed {point}: {}", service.0.process.log());
+    for (point, passed) in points() {
+        for _ in 0..kills() {
+            let mut service = serve(&[("CHUNK_SIZE", "3000")]).await;
+            service.process.kill();
+            service.process.set("FAILPOINTS", Some(&format!("{point}=return")));
+            service.process.start();
+            service.process.ready().await;
+            let mut service = Mortal(service, 0);
+            embedded_import(&mut service, passed, &mut random).await;
+            assert_eq!(service.1, 1, "nobody passed {point}: {}", service.0.process.log());
+        }
     }
 }
