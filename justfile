@@ -41,10 +41,11 @@ bench *CASES:
 bench-publish:
     deploy/servers run -- deploy/bench-publish
 
-# A million rejects: bad cells, and keys that are there already (docs/csv.md)
+# A million rejects: bad cells, and keys that are there already; fewer that COPY itself refuses (docs/csv.md)
 bench-rejects:
     deploy/servers run -- deploy/bench-rejects cell
     deploy/servers run -- deploy/bench-rejects key
+    deploy/servers run -- deploy/bench-rejects copy 10000
 
 # PostgreSQL, NATS, MinIO and versitygw for a try by hand; `deploy/servers stop DIR` ends them
 servers:

@@ -181,10 +181,11 @@ async fn load(
         Arc::new(ChunkAtHand { plan: plan.clone(), bytes, chunk: chunk.clone(), work: tracing::Span::current() });
     let lookup = ChunkLookup(Arc::clone(&source));
     let ticket = Ticket { import: job.import, attempt: job.attempt, epoch: job.epoch };
+    let on_error = record.request.on_error;
     let mut tries = Tries::new(patience, "write chunk");
     let written = loop {
         let rows = Arc::clone(&source) as Arc<dyn ChunkRows>;
-        let write = services.destination.write_chunk(ticket, job.chunk, plan, rows, &lookup);
+        let write = services.destination.write_chunk(ticket, job.chunk, plan, on_error, rows, &lookup);
         let error = match timed(Step::Write, write).await {
             Ok(written) => break written,
             Err(error) => error,
@@ -225,7 +226,7 @@ async fn load(
         metrics().chunk_committed(tally);
     }
     if tally.rejected > 0 {
-        check_rejects(services, job, record.request.on_error, patience).await?;
+        check_rejects(services, job, on_error, patience).await?;
     }
     Ok(Outcome::Finished(tally))
 }

@@ -52,10 +52,10 @@ async fn write(url: &str, workers: u32, chunks: u32, batch: &Batch) {
                 let numbers = RowNumbers::From(1 + u64::from(chunk) * ROWS_IN_CHUNK as u64);
                 let batches = vec![Batch { numbers, ..batch.clone() }];
                 let parsed = ParsedChunk { rows: ROWS_IN_CHUNK as u64, batches, ..ParsedChunk::default() };
-                destination
-                    .write_chunk(ticket, ChunkIndex(chunk), &plan, Arc::new(parsed), &Nothing(Planned::default()))
-                    .await
-                    .expect("written");
+                let (rows, nothing) = (Arc::new(parsed), Nothing(Planned::default()));
+                let written =
+                    destination.write_chunk(ticket, ChunkIndex(chunk), &plan, OnError::default(), rows, &nothing);
+                written.await.expect("written");
             }
         }));
     }

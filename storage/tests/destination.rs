@@ -450,7 +450,10 @@ async fn a_chunk_that_miscounts_is_refused(stage: Stage) {
     let mut narrow = ids(1, 3);
     narrow.batches[0].columns.pop();
     for parsed in [too_many, gap, narrow] {
-        let outcome = stage.destination.write_chunk(ticket, ChunkIndex(0), &plan, Arc::new(parsed), &Records).await;
+        let outcome = stage
+            .destination
+            .write_chunk(ticket, ChunkIndex(0), &plan, any_rejects(), Arc::new(parsed), &Records)
+            .await;
         assert!(
             matches!(&outcome, Err(DestinationError::Refused(problem)) if problem.kind == ProblemKind::CountMismatch),
             "{outcome:?}"
@@ -503,7 +506,8 @@ async fn dropped_staging_is_noticed(stage: Stage) {
     stage.begin(ticket, &plan).await;
     stage.write(ticket, 0, &plan, ids(1, 3)).await;
     stage.probe.run(&format!("DROP TABLE longshore_staging_{}_1", ticket.import.0.simple())).await;
-    let written = stage.destination.write_chunk(ticket, ChunkIndex(1), &plan, Arc::new(ids(4, 3)), &Records).await;
+    let written =
+        stage.destination.write_chunk(ticket, ChunkIndex(1), &plan, any_rejects(), Arc::new(ids(4, 3)), &Records).await;
     assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
     let planned = Planned { chunks: 1, rows: 3 };
     let source = stage.source(ticket, planned);
@@ -696,6 +700,7 @@ mod postgres_only {
         native_types_are_read_as_by_copy
         what_is_kept_of_a_long_cell_is_short
         many_bad_rows_are_found_in_one_chunk
+        of_rows_that_copy_refuses_no_more_are_sought_than_are_allowed
         a_text_that_the_database_cannot_hold_is_a_reject
         defaults_identities_and_triggers_act_as_under_copy
         a_table_that_numbers_its_rows_gets_them_in_the_files_order
@@ -791,7 +796,8 @@ mod postgres_only {
         let second = ticket();
         wait(second).await;
         let rows = Meanwhile { rows: ids(1, 3), stage: stage.clone(), ticket: second, plan: plan.clone() };
-        let written = stage.destination.write_chunk(second, ChunkIndex(0), &plan, Arc::new(rows), &Records).await;
+        let written =
+            stage.destination.write_chunk(second, ChunkIndex(0), &plan, any_rejects(), Arc::new(rows), &Records).await;
         assert!(matches!(written, Err(DestinationError::Unavailable { .. })), "{written:?}");
         assert_eq!(stage.write(second, 0, &plan, ids(1, 3)).await, committed(3, 0));
         let source = Chunks(vec![], Planned { chunks: 1, rows: 3 });
@@ -1306,6 +1312,33 @@ mod postgres_only {
         assert_eq!(listed, expected);
     }
 
+    /// Each costs some statements, and each row of a large file may be one.
+    async fn of_rows_that_copy_refuses_no_more_are_sought_than_are_allowed(stage: Stage) {
+        stage.probe.run("CREATE TABLE t (code smallint)").await;
+        let plan = plan("t", Target::ExistingTable, &[("code", "native:smallint")]);
+        for (parsed_before, expected) in [(0, 3), (2, 3), (5, 5)] {
+            let ticket = ticket();
+            stage.begin(ticket, &plan).await;
+            let mut parsed = chunk(1, vec![native(&[Some("x"); 100])], 100);
+            for row in 0..parsed_before {
+                parsed.rejects.push(parse_reject(101 + row));
+                parsed.rows += 1;
+            }
+            let (rows, at_most) = (parsed.rows, OnError { max_rejects: Some(2) });
+            let source = Chunks(vec![parsed.clone()], Planned { chunks: 1, rows });
+            let parsed = Arc::new(parsed);
+            let written = stage.destination.write_chunk(ticket, ChunkIndex(0), &plan, at_most, parsed, &Records).await;
+            assert_eq!(written.unwrap(), committed(rows, expected));
+            let listed: Vec<u64> = stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect();
+            let sought = expected - parsed_before;
+            assert_eq!(listed, (1..=sought).chain(101..101 + parsed_before).collect::<Vec<_>>());
+            let outcome = stage.destination.publish(ticket, &plan, at_most, &source).await;
+            assert_eq!(outcome.unwrap(), PublishOutcome::TooManyRejects(expected));
+            assert_eq!(stage.count("t").await, 0);
+            assert_eq!(stage.destination.abort(ticket).await.unwrap(), Some(FenceState::Aborted));
+        }
+    }
+
     async fn a_text_that_the_database_cannot_hold_is_a_reject(stage: Stage) {
         let plan = plan("t", Target::NewTable, &[("id", "int64"), ("name", "text"), ("doc", "json")]);
         let docs = Values::Json(StringChunked::from_slice("".into(), &["1", "2", "\"\\u0000\""]));
@@ -1601,6 +1634,7 @@ mod postgres_only {
                 ticket,
                 ChunkIndex(0),
                 &plan,
+                any_rejects(),
                 Arc::new(ids(1, 5_000)),
                 &Records,
             ));

@@ -646,6 +646,7 @@ impl Destination for SimDestination {
         ticket: Ticket,
         chunk: ChunkIndex,
         plan: &LoadPlan,
+        _: OnError,
         rows: Arc<dyn ChunkRows>,
         _: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {

@@ -214,13 +214,15 @@ pub trait Destination: Send + Sync {
     /// ledger row is there already, it is the answer and nothing is written. When the connection breaks during COMMIT, the
     /// ledger is read over a new one. A row that the database cannot hold (a column of a type of its own, a NUL in a text)
     /// becomes a reject, with its record from `lookup`. Where rows may wait in the object and there is no staging table, they
-    /// are only counted. [`DestinationError::StagingLost`]: the staging table is gone, or the fence is older than the ticket,
-    /// which is handed out behind its raise: the database was set back.
+    /// are only counted. Once more of the chunk's rows are rejected than `on_error` allows, the rest of it may be left out: such an
+    /// attempt is not published. [`DestinationError::StagingLost`]: the staging table is gone, or the fence is older than the
+    /// ticket, which is handed out behind its raise: the database was set back.
     async fn write_chunk(
         &self,
         ticket: Ticket,
         chunk: ChunkIndex,
         plan: &LoadPlan,
+        on_error: OnError,
         rows: Arc<dyn ChunkRows>,
         lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError>;

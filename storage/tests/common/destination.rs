@@ -321,13 +321,17 @@ impl Stage {
 
     /// Fails unless a chunk of that ticket finds a fence that is older.
     pub async fn assert_set_back(&self, ticket: Ticket, plan: &LoadPlan) {
-        let written = self.destination.write_chunk(ticket, ChunkIndex(0), plan, Arc::new(ids(1, 1)), &Records).await;
+        let written = self
+            .destination
+            .write_chunk(ticket, ChunkIndex(0), plan, any_rejects(), Arc::new(ids(1, 1)), &Records)
+            .await;
         assert!(matches!(written, Err(DestinationError::StagingLost { .. })), "{written:?}");
     }
 
     pub async fn write(&self, ticket: Ticket, index: u32, plan: &LoadPlan, chunk: ParsedChunk) -> Written {
         let rows = Arc::new(chunk.clone());
-        let written = self.destination.write_chunk(ticket, ChunkIndex(index), plan, rows, &Records).await.unwrap();
+        let written =
+            self.destination.write_chunk(ticket, ChunkIndex(index), plan, any_rejects(), rows, &Records).await.unwrap();
         if matches!(written, Written::Committed(_)) {
             let mut known = self.written.lock().unwrap();
             known.entry((ticket.import, ticket.attempt)).or_default().entry(index).or_insert(chunk);

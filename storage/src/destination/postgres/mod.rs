@@ -179,10 +179,11 @@ impl Destination for PostgresDestination {
         ticket: Ticket,
         chunk: ChunkIndex,
         plan: &LoadPlan,
+        on_error: OnError,
         rows: Arc<dyn ChunkRows>,
         lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
-        self.watched(write::write_chunk(&self.pool, ticket, chunk, plan, rows, lookup)).await
+        self.watched(write::write_chunk(&self.pool, ticket, chunk, plan, on_error, rows, lookup)).await
     }
 
     async fn ledger(&self, import: ImportId, attempt: Attempt) -> Result<Vec<LedgerRow>, DestinationError> {

@@ -371,7 +371,8 @@ impl Moving<'_> {
         let (mut copy, before) = (Copy::new(self.plan, self.schema, self.name)?, self.rejected);
         let mut chunks = self.source.chunks();
         while let Some(rows) = chunks.next().await {
-            copy.stage(self.session, rows?).await?;
+            let (on_error, rejected) = (self.on_error, self.rejected);
+            copy.stage(self.session, rows?, |refused| on_error.is_exceeded(rejected + refused)).await?;
             for reject in std::mem::take(&mut copy.refused) {
                 self.list(reject).await?;
             }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use longshore_domain::reject::VALUE_KEPT;
 use longshore_domain::{
-    ChunkIndex, ColumnType, LoadPlan, Problem, ProblemKind, Reject, RejectReason, RowNumber, Tally, Target,
+    ChunkIndex, ColumnType, LoadPlan, OnError, Problem, ProblemKind, Reject, RejectReason, RowNumber, Tally, Target,
 };
 use longshore_parse::Batch;
 
@@ -50,6 +50,7 @@ pub(super) async fn write_chunk(
     ticket: Ticket,
     chunk: ChunkIndex,
     plan: &LoadPlan,
+    on_error: OnError,
     rows: Arc<dyn ChunkRows>,
     lookup: &dyn RecordLookup,
 ) -> Result<Written, DestinationError> {
@@ -59,7 +60,7 @@ pub(super) async fn write_chunk(
         Tried::Refused(error) => error,
     };
     let held = shape::hold(plan, Arc::clone(&rows), cells::rechunk).await?;
-    match write(pool, ticket, chunk, plan, &rows, Some((held, refused)), lookup).await? {
+    match write(pool, ticket, chunk, plan, &rows, Some(Again { held, refused, on_error }), lookup).await? {
         Tried::Written(written) => Ok(written),
         Tried::Refused(error) => Err(failure(error)),
     }
@@ -72,14 +73,23 @@ enum Tried {
     Refused(sqlx::Error),
 }
 
-/// One transaction. `held`: the rows in memory, and what the database said to one of them.
+/// A chunk of which a row was refused.
+struct Again {
+    /// Its rows in memory.
+    held: Held,
+    /// What the database said to one of them.
+    refused: sqlx::Error,
+    on_error: OnError,
+}
+
+/// One transaction; `again`: behind one in which a row was refused.
 async fn write(
     pool: &PgPool,
     ticket: Ticket,
     chunk: ChunkIndex,
     plan: &LoadPlan,
     rows: &Arc<dyn ChunkRows>,
-    held: Option<(Held, sqlx::Error)>,
+    again: Option<Again>,
     lookup: &dyn RecordLookup,
 ) -> Result<Tried, DestinationError> {
     let answer = |written| Ok(Tried::Written(written));
@@ -106,7 +116,8 @@ async fn write(
             return Err(staging::lost(&name));
         }
     };
-    let found = match (&mut copy, held) {
+    let on_error = again.as_ref().map(|again| again.on_error);
+    let found = match (&mut copy, again) {
         (Some(copy), None) => match copy.stream(&mut session, Arc::clone(rows)).await {
             Ok(read) => read?,
             Err(error) if row_fault(&error).is_some() => {
@@ -115,9 +126,12 @@ async fn write(
             }
             Err(error) => return Err(staging::staging_failure(&name, error)),
         },
-        (Some(copy), Some((held, refused))) => copy.around_bad(&mut session, held, refused).await?,
+        (Some(copy), Some(Again { held, refused, on_error })) => {
+            let before = held.found.rejects.rows;
+            copy.around_bad(&mut session, held, refused, |refused| on_error.is_exceeded(before + refused)).await?
+        }
         (None, None) => shape::check_rows(plan, Arc::clone(rows)).await?,
-        (None, Some((held, _))) => held.found,
+        (None, Some(Again { held, .. })) => held.found,
     };
     let Found { extent, rejects, widenings } = found;
     if !widenings.is_empty() {
@@ -128,8 +142,11 @@ async fn write(
     let mut refused = copy.as_mut().map(|copy| std::mem::take(&mut copy.refused)).unwrap_or_default();
     shape::add_records(&mut refused, lookup).await?;
     let rejected = rejects.rows + refused.len() as u64;
+    // An import with more bad rows than it allows is never published, and nobody looks for the rest of them.
+    let too_many = on_error.is_some_and(|on_error| on_error.is_exceeded(rejected));
     if let Some(Copy { copied, .. }) = copy
         && copied + rejected != extent.rows
+        && !too_many
     {
         return Err(miscounted(format!(
             "chunk {chunk} has {} rows, but {copied} were copied and {rejected} rejected",
@@ -332,6 +349,7 @@ impl<'a> Copy<'a> {
         &mut self,
         session: &mut Session,
         rows: Arc<dyn ChunkRows>,
+        too_many: impl Fn(u64) -> bool,
     ) -> Result<(), DestinationError> {
         session.run("SAVEPOINT longshore_stage").await.map_err(failure)?;
         let refused = match self.stream(session, Arc::clone(&rows)).await {
@@ -347,7 +365,7 @@ impl<'a> Copy<'a> {
             .await
             .map_err(failure)?;
         let held = shape::hold(self.plan, rows, cells::rechunk).await?;
-        self.around_bad(session, held, refused).await.map(drop)
+        self.around_bad(session, held, refused, too_many).await.map(drop)
     }
 
     /// Reads, encodes and sends at the same time.
@@ -380,11 +398,14 @@ impl<'a> Copy<'a> {
     /// Copies all rows, of which one was refused. Those before it are known to be good and are sent again together with what
     /// follows. The work is linear: what is sent again is bounded by [`PENDING`] and the distance of bad rows. (The driver
     /// leaves Nagle's algorithm on: over TCP the end of a COPY that succeeds waits for the server's delayed acknowledgement.)
+    /// It ends early where so many rows are refused that it is `too_many`: each costs milliseconds, and a chunk may have a
+    /// hundred thousand.
     async fn around_bad(
         &mut self,
         session: &mut Session,
         held: Held,
         refused: sqlx::Error,
+        too_many: impl Fn(u64) -> bool,
     ) -> Result<Found, DestinationError> {
         let Held { batches, found } = held;
         if !found.widenings.is_empty() {
@@ -395,7 +416,7 @@ impl<'a> Copy<'a> {
         let (mut start, mut block) = (0, total);
         let mut good: Vec<Range<usize>> = Vec::new();
         let mut refused = Some(refused);
-        while start < total || !good.is_empty() {
+        while (start < total || !good.is_empty()) && !too_many(self.refused.len() as u64) {
             let full = good.iter().map(Range::len).sum::<usize>() >= PENDING;
             let end = if full { start } else { total.min(start.saturating_add(block)) };
             let mut ranges = good.clone();

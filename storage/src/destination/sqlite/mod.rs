@@ -150,6 +150,7 @@ impl Destination for SqliteDestination {
         ticket: Ticket,
         chunk: ChunkIndex,
         plan: &LoadPlan,
+        _on_error: OnError,
         rows: Arc<dyn ChunkRows>,
         _lookup: &dyn RecordLookup,
     ) -> Result<Written, DestinationError> {
