@@ -202,7 +202,12 @@ async fn a_kill_at_every_step_of_the_embedded_service_loses_and_repeats_nothing(
             service.process.ready().await;
             let mut service = Mortal(service, 0);
             embedded_import(&mut service, passed, &mut random).await;
-            assert_eq!(service.1, 1, "nobody passed {point}: {}", service.0.process.log());
+            assert!(service.1 <= 1, "passed again: {}", service.0.process.log());
+            if service.1 == 0 {
+                // What stands behind the import's end may be reached behind the answer that tells of it.
+                let died = async || died(&mut service.0.process).then_some(());
+                until_within(PATIENCE, &format!("somebody passes {point}"), died).await;
+            }
         }
     }
 }
