@@ -707,6 +707,8 @@ mod postgres_only {
         a_schema_and_a_partitioned_table_take_rows
         deferred_constraints_and_swallowed_rows_are_rejects
         rows_are_refused_as_if_they_came_one_by_one
+        a_row_that_is_refused_itself_keeps_no_other_out
+        rows_are_judged_by_what_the_table_gets
         very_many_refused_rows_are_found_by_few_statements
         unusual_numerics_and_types_are_native
         rows_wait_in_the_object_until_somebody_wants_them_staged
@@ -1555,6 +1557,46 @@ mod postgres_only {
     }
 
     /// A file that was loaded before. One by one these rows take minutes.
+    /// A generated column cannot be computed of the row that came before.
+    async fn a_row_that_is_refused_itself_keeps_no_other_out(stage: Stage) {
+        for (table, more) in [
+            ("computed", "d int, inv int GENERATED ALWAYS AS (100 / d) STORED"),
+            ("indexed", "d int); CREATE INDEX ON indexed ((100 / d)"),
+            ("required", "d int, who text NOT NULL DEFAULT nullif(current_setting('application_name'), '')"),
+            ("numbered", "d int, at timestamptz NOT NULL DEFAULT now(), n serial, word text NOT NULL DEFAULT 'x'"),
+        ] {
+            stage.probe.run(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY, {more})")).await;
+            let plan = plan(table, Target::ExistingTable, &[("id", "int64"), ("d", "int32")]);
+            let (keys, values) = ([7, 7, 1, 1].map(Some), [1, 1, 0, 5].map(Some));
+            let divisors = Int32Chunked::from_slice_options("".into(), &values);
+            let parsed = chunk(1, vec![int64(&keys), Values::Int32(divisors)], 4);
+            let (ticket, outcome) = stage.import(&plan, parsed, any_rejects()).await;
+            let listed: Vec<u64> = stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect();
+            let refused: &[u64] = if ["required", "numbered"].contains(&table) { &[2, 4] } else { &[2, 3] };
+            assert_eq!((outcome, listed.as_slice()), (published(2, 2), refused), "{table}");
+        }
+    }
+
+    /// Not by what is staged: a number is rounded on its way.
+    async fn rows_are_judged_by_what_the_table_gets(stage: Stage) {
+        stage
+            .probe
+            .run("CREATE TABLE t (id bigint PRIMARY KEY, x int CHECK (x <= 10)); INSERT INTO t VALUES (1, 1)")
+            .await;
+        let plan = plan("t", Target::ExistingTable, &[("id", "int64"), ("x", "decimal(9,2)")]);
+        let unscaled = Int128Chunked::from_slice("".into(), &[500, 1040, 1060]);
+        let parsed = chunk(1, vec![int64(&[Some(1), Some(2), Some(3)]), Values::Decimal { unscaled, scale: 2 }], 3);
+        let ticket = ticket();
+        stage.destination.raise_fence(ticket).await.unwrap().unwrap();
+        let staging = stage.destination.prepare_staging(ticket, &plan, stage.wanted).await.unwrap();
+        assert_eq!(staging, Some(Staging::Table), "of other types than the table");
+        assert_eq!(stage.write(ticket, 0, &plan, parsed).await, committed(3, 0));
+        assert_eq!(stage.publish(ticket, &plan, 1, 3, any_rejects()).await, published(1, 2));
+        let listed: Vec<u64> = stage.rejects(ticket).await.iter().map(|reject| reject.row.0).collect();
+        assert_eq!(listed, [1, 3]);
+        assert_eq!(stage.probe.rows("SELECT x FROM t WHERE id = 2").await, [some(&["10"])]);
+    }
+
     async fn very_many_refused_rows_are_found_by_few_statements(stage: Stage) {
         stage
             .probe

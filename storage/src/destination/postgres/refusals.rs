@@ -3,7 +3,7 @@
 //! it, and takes several statements for each; this is for files with very many of them, such as one that was loaded before.
 //!
 //! A row is taken out only where the table would refuse it whatever becomes of the other rows. What the catalogue does not say for
-//! certain (triggers that change rows, expressions, other operators) is left to the halves.
+//! certain (triggers that change rows, expressions, other operators, values that are cast on their way) is left to the halves.
 
 use sqlx::AssertSqlSafe;
 
@@ -45,9 +45,9 @@ struct Clause {
 struct Table {
     oid: i64,
     name: String,
-    /// Whether rows go in as they are given.
+    /// Whether rows go in as they are staged: of the same types, past no trigger or rule that changes them.
     plain: bool,
-    /// Whether only constraints of the sorts below refuse rows.
+    /// Whether only constraints of the sorts below refuse rows, and nothing is computed of them.
     declared: bool,
 }
 
@@ -57,7 +57,7 @@ struct Constraint {
     /// `n`: not null, `c`: a check, `f`: a foreign key.
     kind: String,
     columns: Vec<String>,
-    /// Of a check.
+    /// Of a check; of a column that may not be null, a default that is none.
     expression: Option<String>,
     /// What a foreign key refers to: quoted, and its name.
     other: Option<String>,
@@ -65,7 +65,7 @@ struct Constraint {
     other_columns: Vec<String>,
     /// Whether it refers to its own table.
     itself: bool,
-    /// Whether a key with a null in it refers to nothing.
+    /// Whether a key with a null in it refers to nothing, and every row that it may refer to can be seen.
     simple: bool,
 }
 
@@ -90,10 +90,10 @@ impl Refusals {
     ) -> Result<Option<Self>, sqlx::Error> {
         let quoted = |name: &str| sql::identifier(name).map_err(no_name);
         let target = describe::quoted(&plan.table).map_err(no_name)?;
-        let Some(table) = table(session, &target).await?.filter(|table| table.plain) else { return Ok(None) };
+        let staging = sql::qualified(schema, name).map_err(no_name)?;
+        let Some(table) = table(session, &target, &staging).await?.filter(|table| table.plain) else { return Ok(None) };
         let loaded =
             |columns: &[String]| columns.iter().all(|column| plan.fields.iter().any(|field| field.name == *column));
-        let staging = sql::qualified(schema, name).map_err(no_name)?;
         let row = quoted(&sql::row_column(plan))?;
         let mut clauses = Vec::new();
         // Whether what stays behind these clauses can only be refused by a key.
@@ -104,7 +104,7 @@ impl Refusals {
             match (known, constraint.kind.as_str()) {
                 (true, "n") => clauses.push(Clause::null(&table.name, &constraint.columns, &key)),
                 // What is not loaded has its default.
-                (false, "n") => {}
+                (false, "n") if constraint.expression.is_some() => {}
                 (true, "c") => clauses.extend(Clause::check(&table.name, &constraint)),
                 (true, "f") => {
                     let columns = constraint.other_columns.iter().map(|column| quoted(column));
@@ -239,22 +239,35 @@ impl Clause {
     }
 }
 
-async fn table(session: &mut Session, target: &str) -> Result<Option<Table>, sqlx::Error> {
+async fn table(session: &mut Session, target: &str, staging: &str) -> Result<Option<Table>, sqlx::Error> {
     // Types of triggers: 1 for each row, 2 before the statement's effect.
     let row: Option<(i64, String, bool, bool)> = sqlx::query_as(
         "SELECT c.oid::bigint AS oid, c.relname::text AS name, \
                 c.relkind = 'r' \
                   AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 3 = 3) \
-                  AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.ev_type = '3') AS plain, \
+                  AND NOT EXISTS (SELECT FROM pg_rewrite w WHERE w.ev_class = c.oid AND w.ev_type = '3') \
+                  AND NOT EXISTS (SELECT FROM pg_attribute s JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = s.attname \
+                                  WHERE s.attrelid = to_regclass($2) AND s.attnum > 0 AND NOT s.attisdropped \
+                                    AND ((a.atttypid <> s.atttypid \
+                                          AND NOT EXISTS (SELECT FROM pg_cast x WHERE x.castsource = s.atttypid \
+                                                            AND x.casttarget = a.atttypid AND x.castmethod = 'b')) \
+                                         OR a.atttypmod NOT IN (-1, s.atttypmod))) AS plain, \
                 NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal) \
-                  AND NOT EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'x') AS declared \
+                  AND NOT EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'x') \
+                  AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '') \
+                  AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid \
+                                    AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)) AS declared \
          FROM pg_class c WHERE c.oid = to_regclass($1)",
     )
     .bind(target)
+    .bind(staging)
     .fetch_optional(session.connection())
     .await?;
     Ok(row.map(|(oid, name, plain, declared)| Table { oid, name, plain, declared }))
 }
+
+/// Defaults that are there for every row: literals, clocks, numbers, identifiers.
+const NEVER_NULL: &str = r"^(-?[0-9.]+|true|false|now\(\)|CURRENT_[A-Z]+|nextval\('[^']+'::regclass\)|gen_random_uuid\(\)|'[^']*'::[a-z ]+)$";
 
 /// A row of [`constraints`].
 type ConstraintRow =
@@ -263,7 +276,10 @@ type ConstraintRow =
 /// Checks and foreign keys, and a constraint of kind `n` for each column that may not be null.
 async fn constraints(session: &mut Session, table: i64) -> Result<Vec<Constraint>, sqlx::Error> {
     let rows: Vec<ConstraintRow> = sqlx::query_as(
-        "SELECT a.attname::text AS name, 'n' AS kind, ARRAY[a.attname::text] AS columns, NULL AS expression, NULL AS other, \
+        "SELECT a.attname::text AS name, 'n' AS kind, ARRAY[a.attname::text] AS columns, \
+                CASE WHEN a.attidentity <> '' THEN 'identity' ELSE \
+                     (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum \
+                        AND pg_get_expr(d.adbin, d.adrelid) ~ $2) END AS expression, NULL AS other, \
                 NULL AS other_name, '{}'::text[] AS other_columns, false AS itself, true AS simple \
          FROM pg_attribute a WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND a.attnotnull AND NOT a.attisdropped \
          UNION ALL \
@@ -274,12 +290,13 @@ async fn constraints(session: &mut Session, table: i64) -> Result<Vec<Constraint
                 ARRAY(SELECT a.attname::text FROM unnest(con.confkey) WITH ORDINALITY AS k (number, place) \
                       JOIN pg_attribute a ON a.attrelid = con.confrelid AND a.attnum = k.number ORDER BY k.place), \
                 coalesce(con.confrelid = con.conrelid, false), \
-                con.contype = 'c' OR con.confmatchtype = 's' \
+                con.contype = 'c' OR (con.confmatchtype = 's' AND NOT r.relrowsecurity) \
          FROM pg_constraint con LEFT JOIN pg_class r ON r.oid = con.confrelid LEFT JOIN pg_namespace n ON n.oid = r.relnamespace \
          WHERE con.conrelid = $1::bigint::oid AND con.contype IN ('c', 'f') \
          ORDER BY kind DESC, name",
     )
     .bind(table)
+    .bind(NEVER_NULL)
     .fetch_all(session.connection())
     .await?;
     let constraint = |(name, kind, columns, expression, other, other_name, other_columns, itself, simple)| Constraint {
