@@ -506,7 +506,9 @@ async fn a_nats_that_is_away_delays_imports_and_loses_none(s3: S3Kind) {
     let (status, answer) = cluster.api.post(&format!("/v1/imports/{id}/complete"), &json!({})).await;
     // Either the import is started, or the client is told to come back.
     assert!(status == 202 || status == 503, "{status}: {answer}");
-    let (status, ready) = cluster.api.get("/readyz").await;
+    let answer = cluster.api.get_response("/readyz").await;
+    assert!(answer.headers().contains_key("retry-after"), "{:?}", answer.headers());
+    let (status, ready) = common::api::read(answer).await;
     assert_eq!((status.as_u16(), &ready["dependencies"]["bus"]["ready"]), (503, &json!(false)), "{ready}");
     cluster.nats.process.start();
     cluster.nats.ready().await;

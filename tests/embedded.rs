@@ -278,6 +278,8 @@ async fn what_is_not_there_is_a_404() {
         format!("/v1/imports/{nobody}/rejects"),
         "/v1/imports/nonsense".to_owned(),
         "/v2/imports".to_owned(),
+        "/v1/imports/%FF".to_owned(),
+        "/v1/imports/%FF/rejects".to_owned(),
     ] {
         let (status, problem) = service.api.get(&path).await;
         assert_eq!((status.as_u16(), kind_of(&problem)), (404, "not-found"), "{path}: {problem}");
@@ -308,7 +310,16 @@ async fn bad_requests_name_every_fault_by_pointer() {
     }
     let url = format!("{}/v1/imports", service.api.base);
     let answer = service.api.http.post(&url).body("{\"destination\"").send().await.unwrap();
-    assert_eq!(common::api::read(answer).await.0, 400);
+    let (status, problem) = common::api::read(answer).await;
+    assert_eq!(
+        (status.as_u16(), &problem["errors"][0]["pointer"]),
+        (400, &json!("")),
+        "all of the document: {problem}"
+    );
+    let request =
+        service.api.http.post(&url).header("idempotency-key", "").json(&json!({"destination": {"table": "t"}}));
+    let (status, problem) = common::api::read(request.send().await.unwrap()).await;
+    assert_eq!((status.as_u16(), &problem["errors"][0]["pointer"]), (400, &json!("Idempotency-Key")), "{problem}");
     assert!(service.api.all("/v1/imports", 10).await.is_empty(), "nothing was created");
 }
 

@@ -2,7 +2,7 @@
 //! forbids the call is a `409`, and a call that took effect before is answered as it was then.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
@@ -16,7 +16,7 @@ use longshore_telemetry::metrics;
 use crate::answers::ImportAnswer;
 use crate::body::Nothing;
 use crate::error::ApiError;
-use crate::imports::{find, fresh_upload};
+use crate::imports::{Named, find, fresh_upload};
 use crate::openapi::{BadRequest, ForeignOrigin, NotFound, RequestTimeout, TooLarge, Unavailable, WrongState};
 use crate::{ApiState, Parts};
 
@@ -42,7 +42,7 @@ fn accepted(state: &ApiState, record: &ImportRecord) -> Response {
         BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
-pub async fn complete(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+pub async fn complete(State(state): State<ApiState>, Named(id): Named, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     let Parts { database, objects, bus, .. } = &*state;
     failpoint::pass("complete.before");
@@ -77,7 +77,7 @@ fn no_object(record: &ImportRecord, advice: &str) -> ApiError {
         BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
-pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+pub async fn upload(State(state): State<ApiState>, Named(id): Named, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     match fresh_upload(&state, &record).await? {
         Some(upload) => Ok(Json(ImportAnswer::of(&state, &record).with_upload(Some(&upload))).into_response()),
@@ -102,7 +102,7 @@ pub async fn upload(State(state): State<ApiState>, Path(id): Path<String>, _: No
         BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
-pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+pub async fn cancel(State(state): State<ApiState>, Named(id): Named, _: Nothing) -> Result<Response, ApiError> {
     let none = || ApiError::no_such_import(&id);
     let (effect, record) = state.database.cancel(id.parse().map_err(|_| none())?).await?.ok_or_else(none)?;
     match (effect, record.state) {
@@ -139,7 +139,7 @@ pub async fn cancel(State(state): State<ApiState>, Path(id): Path<String>, _: No
         BadRequest, ForeignOrigin, NotFound, RequestTimeout, WrongState, TooLarge, Unavailable,
     ),
 )]
-pub async fn retry(State(state): State<ApiState>, Path(id): Path<String>, _: Nothing) -> Result<Response, ApiError> {
+pub async fn retry(State(state): State<ApiState>, Named(id): Named, _: Nothing) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     if record.state == ImportState::Failed && state.objects.head(&record.object_key).await?.is_none() {
         return Err(no_object(&record, "there is nothing to retry; ask for a new import"));

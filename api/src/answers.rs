@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use longshore_domain::import::format_time;
 use longshore_domain::reject::RECORD_LISTED;
 use longshore_domain::{Import, LineNumber, Reject, RejectReason, RowNumber};
+use longshore_parse::is_cut;
 use longshore_storage::database::ImportRecord;
 use longshore_storage::objects::PresignedPut;
 
@@ -113,7 +114,7 @@ impl RejectAnswer {
             value: reject.value.as_deref().map(cut),
             reason: reject.reason,
             detail: cut(reject.detail.as_bytes()),
-            record: cut(&reject.record),
+            record: if is_cut(reject) { beginning(&reject.record) } else { cut(&reject.record) },
         }
     }
 }
@@ -123,12 +124,17 @@ fn cut(bytes: &[u8]) -> String {
     if bytes.len() <= RECORD_LISTED {
         return String::from_utf8_lossy(bytes).into_owned();
     }
-    let mut end = RECORD_LISTED;
+    format!("{} ({} bytes in all)", beginning(bytes), bytes.len())
+}
+
+/// The beginning of a text that goes on, with a mark.
+fn beginning(bytes: &[u8]) -> String {
+    let mut end = RECORD_LISTED.min(bytes.len());
     // Not inside a character: its first byte is at most three back.
-    while end > RECORD_LISTED - 3 && bytes[end] & 0xC0 == 0x80 {
+    while end > RECORD_LISTED - 3 && bytes.get(end).is_some_and(|byte| byte & 0xC0 == 0x80) {
         end -= 1;
     }
-    format!("{}… ({} bytes in all)", String::from_utf8_lossy(&bytes[..end]), bytes.len())
+    format!("{}…", String::from_utf8_lossy(&bytes[..end]))
 }
 
 #[cfg(test)]

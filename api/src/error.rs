@@ -11,7 +11,7 @@ use longshore_storage::objects::ObjectError;
 use longshore_storage::start::StartError;
 
 /// How many seconds a client should wait for a dependency that is away.
-const RETRY_AFTER: &str = "2";
+pub(crate) const RETRY_AFTER: &str = "2";
 
 /// An answer that is a problem.
 #[derive(Debug)]
@@ -20,6 +20,13 @@ pub struct ApiError(pub Problem);
 impl ApiError {
     pub(crate) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self(Problem::new(kind, detail))
+    }
+
+    /// A request that as a whole is not valid: `pointer` is empty, as that of a whole document is (RFC 6901), or names a header.
+    pub(crate) fn bad_request(pointer: &str, detail: impl Into<String>) -> Self {
+        let mut problem = Problem::new(ProblemKind::BadRequest, detail);
+        problem.errors.push(FieldError { pointer: pointer.to_owned(), detail: problem.detail.clone() });
+        Self(problem)
     }
 
     /// A bad query parameter.
@@ -99,6 +106,11 @@ impl IntoResponse for ApiError {
 
 /// The answer to a path that is not there.
 pub async fn no_such_path(uri: Uri) -> ApiError {
+    no_such_path_of(&uri)
+}
+
+/// The same of a path whose id names nothing.
+pub(crate) fn no_such_path_of(uri: &Uri) -> ApiError {
     ApiError::new(ProblemKind::NotFound, format!("there is nothing at {}", uri.path()))
 }
 

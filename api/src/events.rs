@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -20,7 +20,7 @@ use longshore_storage::database::ImportRecord;
 use crate::ApiState;
 use crate::answers::ImportAnswer;
 use crate::error::ApiError;
-use crate::imports::find;
+use crate::imports::{Named, find};
 use crate::openapi::{NotFound, Unavailable};
 use crate::watch::Watch;
 
@@ -44,11 +44,7 @@ const RECONNECT: Duration = Duration::from_secs(1);
         NotFound, Unavailable,
     ),
 )]
-pub async fn events(
-    State(state): State<ApiState>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
+pub async fn events(State(state): State<ApiState>, Named(id): Named, headers: HeaderMap) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     let seen = last_event_id(&headers);
     if seen == Some(record.version) && record.state.is_done() {

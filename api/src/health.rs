@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::ApiState;
+use crate::error::RETRY_AFTER;
 
 /// How long a dependency may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -63,7 +64,12 @@ pub async fn live() -> Json<Live> {
     tag = "service",
     responses(
         (status = OK, description = "Every dependency answers", body = Ready),
-        (status = SERVICE_UNAVAILABLE, description = "One does not; it is named", body = Ready),
+        (
+            status = SERVICE_UNAVAILABLE,
+            description = "One does not; it is named",
+            body = Ready,
+            headers(("retry-after" = u32, description = "Seconds until the next try is worth while")),
+        ),
     ),
 )]
 pub async fn ready(State(state): State<ApiState>) -> Response {
@@ -82,7 +88,11 @@ pub async fn ready(State(state): State<ApiState>) -> Response {
         .collect();
     let (code, status) =
         if ready { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
-    (code, Json(Ready { status, dependencies })).into_response()
+    let mut response = (code, Json(Ready { status, dependencies })).into_response();
+    if !ready {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+    }
+    response
 }
 
 async fn check<E: std::fmt::Display>(answer: impl Future<Output = Result<(), E>>) -> Result<(), String> {

@@ -5,23 +5,24 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{FromRequestParts, Path, RawQuery, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tracing::Instrument as _;
 
 use longshore_domain::{CreateRequest, FieldError, Import, ImportId, ImportState, Problem, ProblemKind};
-use longshore_storage::database::{Created, IdempotencyKey, ImportFilter, ImportRecord, NewImport};
+use longshore_storage::database::{Created, IdempotencyKey, ImportFilter, ImportRecord, Listed, NewImport};
 use longshore_storage::failpoint;
 use longshore_storage::objects::{PresignedPut, PutTerms};
 use longshore_storage::start::object_key;
 use longshore_telemetry::{metrics, trace};
 
 use crate::ApiState;
-use crate::answers::{ImportAnswer, Page, page};
+use crate::answers::{ImportAnswer, Page};
 use crate::body::Whole;
-use crate::error::ApiError;
+use crate::error::{ApiError, no_such_path_of};
 use crate::idempotency::idempotency_key;
 use crate::openapi::{BadRequest, ForeignOrigin, KeyReused, NotFound, RequestTimeout, TooLarge, Unavailable};
 
@@ -46,15 +47,12 @@ const MAX_LIMIT: u64 = 1000;
         BadRequest, ForeignOrigin, RequestTimeout, TooLarge, KeyReused, Unavailable,
     ),
 )]
-pub async fn create(
-    State(state): State<ApiState>,
-    headers: HeaderMap,
-    Whole(body): Whole,
-) -> Result<Response, ApiError> {
-    let value: Value = serde_json::from_slice(&body)
-        .map_err(|error| ApiError::new(ProblemKind::BadRequest, format!("the body is not JSON: {error}")))?;
+pub async fn create(State(state): State<ApiState>, headers: HeaderMap, body: Whole) -> Result<Response, ApiError> {
+    let value: Value = serde_json::from_slice(&body.bytes)
+        .map_err(|error| ApiError::bad_request("", format!("the body is not JSON: {error}")))?;
     let request = CreateRequest::from_value(&value)?;
     let key = idempotency_key(&headers, &value)?;
+    drop((value, body));
     check_size(&request, state.objects.max_put_size())?;
     let id = ImportId::generate();
     let span = tracing::info_span!("create", import_id = %id);
@@ -123,6 +121,18 @@ fn check_size(request: &CreateRequest, most: u64) -> Result<(), ApiError> {
     }
 }
 
+/// The id in a path, as it stands there. One that is no text names no import.
+pub struct Named(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id = Path::<String>::from_request_parts(parts, state).await;
+        id.map(|Path(id)| Self(id)).map_err(|_| no_such_path_of(&parts.uri))
+    }
+}
+
 /// The import of a path, or a 404.
 pub(crate) async fn find(state: &ApiState, id: &str) -> Result<ImportRecord, ApiError> {
     let Ok(parsed) = id.parse::<ImportId>() else { return Err(ApiError::no_such_import(id)) };
@@ -149,11 +159,7 @@ pub(crate) async fn find(state: &ApiState, id: &str) -> Result<ImportRecord, Api
         NotFound, Unavailable,
     ),
 )]
-pub async fn read(
-    State(state): State<ApiState>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
+pub async fn read(State(state): State<ApiState>, Named(id): Named, headers: HeaderMap) -> Result<Response, ApiError> {
     let record = find(&state, &id).await?;
     let etag = format!("\"{}\"", record.version);
     let known = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
@@ -245,9 +251,10 @@ pub async fn list(State(state): State<ApiState>, RawQuery(query): RawQuery) -> R
             .transpose()?,
         before: cursor(&parameters)?,
     };
-    let records = state.database.imports(&filter, limit + 1).await?;
-    let show = |record: ImportRecord| record.to_resource(state.objects.bucket());
-    Ok(page(records, limit, |record| record.id.to_string(), show))
+    let Listed { imports, more } = state.database.imports(&filter, limit).await?;
+    let next_cursor = imports.last().filter(|_| more).map(|last| last.id.to_string());
+    let show = |record: &ImportRecord| record.to_resource(state.objects.bucket());
+    Ok(Json(Page { items: imports.iter().map(show).collect(), next_cursor }))
 }
 
 #[cfg(test)]

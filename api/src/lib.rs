@@ -42,6 +42,7 @@ use longshore_storage::database::Database;
 use longshore_storage::destination::Destination;
 use longshore_storage::objects::ObjectStore;
 
+use body::LargeBodies;
 use metrics::Sampler;
 use watch::Watchers;
 
@@ -70,6 +71,8 @@ pub struct Parts {
     pub destination: Arc<dyn Destination>,
     /// Who watches which import.
     pub watchers: Watchers,
+    /// Room for bodies that are not small.
+    large_bodies: LargeBodies,
     /// The OpenAPI document as JSON.
     document: Bytes,
     /// What the dependencies looked like a moment ago.
@@ -87,8 +90,8 @@ impl ApiState {
         stop: CancellationToken,
     ) -> Self {
         let watchers = Watchers::start(database.clone(), Arc::clone(&bus), stop);
-        let (document, sampler) = (Bytes::new(), Sampler::default());
-        Self(Arc::new(Parts { database, objects, bus, destination, watchers, document, sampler }))
+        let (large_bodies, document, sampler) = (LargeBodies::default(), Bytes::new(), Sampler::default());
+        Self(Arc::new(Parts { database, objects, bus, destination, watchers, large_bodies, document, sampler }))
     }
 }
 

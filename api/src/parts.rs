@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
 
-use longshore_domain::{Chunk, ChunkIndex, ImportId, Reject, RowNumber};
+use longshore_domain::{Chunk, ChunkIndex, ChunkState, ImportId, ImportState, Reject, RowNumber};
 use longshore_parse::RejectsCsv;
 use longshore_parse::columns::REJECT_COLUMNS;
 use longshore_storage::database::ImportRecord;
@@ -19,7 +19,7 @@ use longshore_storage::destination::{DestinationError, LISTED_BYTES};
 use crate::ApiState;
 use crate::answers::{Page, RejectAnswer, page};
 use crate::error::ApiError;
-use crate::imports::{cursor, find, limit, parameters};
+use crate::imports::{Named, cursor, find, limit, parameters};
 use crate::openapi::{BadRequest, NotFound, Unavailable};
 
 /// Rejects read at once, at most, for the file of rejects.
@@ -42,7 +42,7 @@ const CSV_PAGE: usize = 1000;
 )]
 pub async fn chunks(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    Named(id): Named,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Page<Chunk>>, ApiError> {
     let record = find(&state, &id).await?;
@@ -50,7 +50,12 @@ pub async fn chunks(
     let limit = limit(&parameters)?;
     let from = cursor(&parameters)?.map_or(ChunkIndex(0), |last| ChunkIndex(last).next());
     let chunks = state.database.chunks(record.id, record.attempt, from, limit + 1).await?;
-    Ok(page(chunks, limit, |chunk| chunk.planned.chunk.to_string(), |chunk| chunk.to_resource()))
+    // Nobody works on it any more.
+    let failed = |chunk: Chunk| match (record.state, chunk.state) {
+        (ImportState::Failed, ChunkState::Running) => Chunk { state: ChunkState::Failed, ..chunk },
+        _ => chunk,
+    };
+    Ok(page(chunks, limit, |chunk| chunk.planned.chunk.to_string(), |chunk| failed(chunk.to_resource())))
 }
 
 /// `GET /v1/imports/{id}/rejects`: JSON in pages, or with `Accept: text/csv` the file of rejects.
@@ -78,7 +83,7 @@ pub async fn chunks(
 )]
 pub async fn rejects(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    Named(id): Named,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {

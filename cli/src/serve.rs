@@ -116,7 +116,7 @@ pub async fn interrupted(settings: &Settings, wired: &Wired) -> Result<Vec<Impor
     if settings.database_url.is_none() {
         for state in STATES {
             let filter = ImportFilter { state: Some(state), ..ImportFilter::default() };
-            imports.extend(wired.database.imports(&filter, MOST).await?);
+            imports.extend(wired.database.imports(&filter, MOST).await?.imports);
         }
     }
     imports.sort_by_key(|import| import.id);

@@ -135,7 +135,7 @@ impl Settings {
         let mut values = Values { values: file };
         for (name, value) in environment {
             let key = name.strip_prefix(PREFIX).unwrap_or(&name);
-            if key == "CONFIG" || is_kubernetes(key) {
+            if key == "CONFIG" || is_kubernetes(key, &value) {
                 continue;
             }
             if !KNOWN.contains(&key) {
@@ -174,16 +174,18 @@ fn read_file(text: &str) -> Result<BTreeMap<String, String>> {
 }
 
 /// Variables that Kubernetes injects for a service whose name begins with `longshore`.
-fn is_kubernetes(key: &str) -> bool {
-    let port = |rest: &str| {
-        let Some(rest) = rest.strip_prefix('_') else { return rest.is_empty() };
-        let mut parts = rest.split('_');
-        let number = parts.next().is_some_and(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
-        let protocol = matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"));
-        number && protocol && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR")) && parts.next().is_none()
+fn is_kubernetes(key: &str, value: &str) -> bool {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let port = |rest: &str| match rest.split('_').collect::<Vec<_>>()[..] {
+        // Somebody's own `…_PORT=9000` is no address.
+        [""] => value.contains("://"),
+        ["", number, "TCP" | "UDP" | "SCTP"] => digits(number) && value.contains("://"),
+        ["", number, "TCP" | "UDP" | "SCTP", "PROTO" | "PORT" | "ADDR"] => digits(number),
+        _ => false,
     };
     let service = |key: &str| {
-        key == "SERVICE_HOST" || key.starts_with("SERVICE_PORT") || key.strip_prefix("PORT").is_some_and(port)
+        let named = key == "SERVICE_HOST" || key == "SERVICE_PORT" || key.starts_with("SERVICE_PORT_");
+        named || key.strip_prefix("PORT").is_some_and(port)
     };
     // The service may be called `longshore` or `longshore-<something>`.
     service(key) || key.match_indices('_').any(|(at, _)| service(&key[at + 1..]) && !KNOWN.contains(&key))
@@ -266,7 +268,6 @@ impl Values {
             ),
         };
         let address = |text: &str| text.parse::<SocketAddr>().ok();
-        // One more than cores: while one waits for a commit or for bytes, another works.
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Ok(Settings {
             given,
@@ -311,9 +312,7 @@ impl Values {
             chunk_size: self.parse("CHUNK_SIZE", "a whole number of bytes from 1", |text| {
                 text.parse().ok().filter(|size| (1..=i64::MAX as u64).contains(size))
             })?,
-            workers: self
-                .parse("WORKERS", "a whole number from 1", |text| text.parse().ok())?
-                .unwrap_or(cores.saturating_add(1)),
+            workers: self.parse("WORKERS", "a whole number from 1", |text| text.parse().ok())?.unwrap_or(cores),
             sweep_interval: self
                 .parse("SWEEP_INTERVAL", "a duration such as 30s, 500ms, 2m or 1h", duration)?
                 .unwrap_or(Duration::from_secs(30)),
@@ -471,6 +470,10 @@ mod tests {
             "LONGSHORE_API_PORT_8080_TCP_PROTO",
         ] {
             assert!(read(&[(name, "tcp://10.0.0.1:8080")]).is_ok(), "{name}");
+        }
+        assert!(read(&[("LONGSHORE_PORT_8080_TCP_PORT", "8080"), ("LONGSHORE_SERVICE_PORT", "8080")]).is_ok());
+        for name in ["LONGSHORE_PORT", "LONGSHORE_S3_PORT", "LONGSHORE_PORT_8080_TCP", "LONGSHORE_SERVICE_PORTS"] {
+            assert!(read(&[(name, "9090")]).unwrap_err().to_string().contains(name), "{name}");
         }
         assert!(read(&[("LONGSHORE_PORTS", "1")]).is_err());
         assert!(read(&[("LONGSHORE_EXPORT", "1")]).is_err());

@@ -276,8 +276,8 @@ fn kept_path(settings: &Settings) -> PathBuf {
     settings.data_dir.join("s3-credentials.json")
 }
 
-/// The embedded endpoint of a service that runs on these settings, as an S3 client reaches it; `None` where its port is
-/// chosen anew at each start.
+/// The embedded endpoint of a service that runs on these settings, as an S3 client reaches it; `None` where none was started
+/// before.
 pub fn running_embedded(settings: &Settings) -> Result<Option<S3Settings>> {
     let path = kept_path(settings);
     let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
@@ -324,7 +324,7 @@ async fn start_embedded(settings: &Settings, bus: &Arc<dyn Bus>) -> Result<Embed
     };
     let endpoint = store.endpoint();
     let address = endpoint.socket_addrs(|| None).ok().and_then(|addresses| addresses.first().copied());
-    if settings.s3_listen.is_none() && settings.s3_public_endpoint.is_none() && address.is_some() {
+    if settings.s3_listen.is_none() && address.is_some() {
         kept.listen = address;
     }
     keep(&path, &kept)?;

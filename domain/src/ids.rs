@@ -48,10 +48,10 @@ macro_rules! number {
         pub struct $name(pub $inner);
 
         impl $name {
-            /// The next one.
+            /// The next one; behind the last there is none.
             #[must_use]
             pub const fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
         }
 

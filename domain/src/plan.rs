@@ -48,7 +48,7 @@ pub struct LoadPlan {
     pub format: Format,
     /// How many fields a record has to have.
     pub width: usize,
-    /// The names in the file's header (or `column_1…`), `width` of them, for the file of rejects.
+    /// The cells of the file's header (or `column_1…`), `width` of them, for the file of rejects.
     pub header: Vec<String>,
     /// The columns in the order of the destination's list.
     pub fields: Vec<FieldPlan>,

@@ -93,6 +93,15 @@ pub(crate) fn dialect_of(plan: &LoadPlan) -> Dialect {
     Dialect::new(&plan.format, plan.width).expect("the format of a plan is a dialect")
 }
 
+/// What the detail of a record begins with that is too large.
+const TOO_LARGE: &str = "the record is longer than ";
+
+/// Whether a reject holds only the beginning of its record.
+#[must_use]
+pub fn is_cut(reject: &Reject) -> bool {
+    reject.detail.starts_with(TOO_LARGE)
+}
+
 /// The one row of an oversized chunk, from the record's beginning: a reject.
 #[must_use]
 pub fn oversized_reject(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
@@ -109,7 +118,7 @@ pub fn oversized_reject(plan: &LoadPlan, input: ChunkInput<'_>) -> ParsedChunk {
         _ => None,
     };
     let most = crate::planner::Limits::default().max_record;
-    let too_large = format!("the record is longer than {most} bytes");
+    let too_large = format!("{TOO_LARGE}{most} bytes");
     let (reason, column, detail) = match fault {
         Some(fault) => {
             let line = input.first_line.0 + fault.line;

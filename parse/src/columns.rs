@@ -32,7 +32,7 @@ impl Mapped {
             target,
             format: head.format,
             width: head.width,
-            header: head.header,
+            header: head.raw_header,
             fields: self.fields,
             columns: self.columns,
             data_start: head.data_start,
@@ -232,7 +232,10 @@ fn map_by_name(
     let mut unknown = Vec::new();
     for (field, column) in columns.into_iter().enumerate().take(data_fields) {
         let Some(column) = column else {
-            unknown.push(head.raw_header[field].clone());
+            // Of padded records, what the header does not have is dropped where nobody takes it.
+            if field < head.named {
+                unknown.push(head.raw_header[field].clone());
+            }
             continue;
         };
         let found = &head.inferred[field];
@@ -322,7 +325,7 @@ mod tests {
     use super::*;
     use crate::head::encoding::Detected;
     use crate::head::read_head;
-    use longshore_domain::GivenFormat;
+    use longshore_domain::{GivenFormat, Ragged};
 
     fn head(text: &str) -> Head {
         read_head(text.as_bytes(), true, &GivenFormat::default(), &Detected::PLAIN).unwrap()
@@ -428,6 +431,21 @@ mod tests {
     fn the_columns_of_a_file_of_rejects_are_passed_over() {
         let mapped = map_columns(&head("a,b,_row,_column,_reason\n1,2,3,b,invalid_value\n"), None, None).unwrap();
         assert_eq!(places(&mapped), [("a".into(), 0), ("b".into(), 1)]);
+    }
+
+    #[test]
+    fn what_padded_records_have_beyond_the_header_is_dropped_where_the_table_does_not_take_it() {
+        let given = GivenFormat { ragged: Ragged::Pad, ..GivenFormat::default() };
+        let read = |header: &str| {
+            let text = format!("{header}\n{}", "1,2,3\n".repeat(20));
+            read_head(text.as_bytes(), true, &given, &Detected::PLAIN).unwrap()
+        };
+        let existing = table(&[("a", "int64", true), ("b", "int64", true)]);
+        let mapped = map_columns(&read("a,b"), None, Some(&existing)).unwrap();
+        assert_eq!(places(&mapped), [("a".into(), 0), ("b".into(), 1)]);
+        assert_eq!(map_columns(&read("a,b"), None, None).unwrap().columns.len(), 3, "a new table takes it");
+        let error = map_columns(&read("a,x"), None, Some(&existing)).unwrap_err().to_string();
+        assert!(error.contains("'x'") && !error.contains("column_3"), "{error}");
     }
 
     #[test]

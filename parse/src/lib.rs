@@ -34,7 +34,7 @@ pub mod transcode;
 
 pub use batch::{Batch, ChunkEnd, ParsedChunk, RowNumbers, Values, Widening};
 pub use blocks::{MACHINE, ScannedBlock, scan_blocks};
-pub use chunk::{ChunkInput, find_records, oversized_reject, parse_chunk, read_chunk};
+pub use chunk::{ChunkInput, find_records, is_cut, oversized_reject, parse_chunk, read_chunk};
 pub use columns::{Mapped, map_columns};
 pub use dialect::Dialect;
 pub use error::{FormatError, FormatErrorKind};

@@ -3,10 +3,13 @@
 
 use longshore_domain::{LoadPlan, Reject, RejectReason};
 
-use crate::chunk::dialect_of;
+use crate::chunk::{dialect_of, is_cut};
 use crate::columns::REJECT_COLUMNS;
 use crate::dialect::Dialect;
 use crate::record::{Field, Next, read_record};
+
+/// What stands behind the beginning of a record that is too large.
+const CUT: &[u8] = b"only the beginning of the record";
 
 /// Writes the file of rejects of one import.
 #[derive(Debug)]
@@ -61,10 +64,12 @@ impl RejectsCsv {
             self.ours(reject.column.as_deref().unwrap_or_default()),
             reject.reason.as_str().as_bytes().to_vec(),
         ];
+        // A record that is not whole must not go in as if it were: a cell too many makes it a reject again.
+        let cut = is_cut(reject).then(|| self.quoted(CUT, false));
         // One after the other: there may be millions.
         let raw = |field: &Field| self.raw_cell(&reject.record, field);
         let missing = std::iter::repeat_n(Vec::new(), width - fields.len());
-        self.line(fields.iter().map(raw).chain(missing).chain(ours).chain(extra.iter().map(raw)))
+        self.line(fields.iter().map(raw).chain(missing).chain(ours).chain(extra.iter().map(raw)).chain(cut))
     }
 
     /// A cell as it stands in the file, with its quotes. One whose quotes would break the new file is quoted anew.

@@ -10,8 +10,8 @@ use longshore_domain::{
 use longshore_parse::Widening;
 use longshore_storage::bus::ChunkJob;
 use longshore_storage::database::{
-    Change, ChunkClaim, Created, Database, Effect, IdempotencyKey, ImportFilter, ImportRecord, NewChunk, NewImport,
-    Started,
+    Change, ChunkClaim, Created, Database, Effect, IdempotencyKey, ImportFilter, ImportRecord, LISTED_BYTES, NewChunk,
+    NewImport, Started,
 };
 use serde_json::json;
 use sqlx::{Connection, Executor};
@@ -72,6 +72,7 @@ on_both! {
     an_import_is_read_back_as_it_was_asked_for
     requests_that_meet_have_each_their_own_answer
     listings_are_newest_first_and_filtered
+    a_listing_ends_at_so_many_bytes
     many_triggers_start_an_import_once
     only_one_of_many_claims_wins
     an_old_owner_changes_nothing
@@ -265,21 +266,52 @@ async fn listings_are_newest_first_and_filtered(database: Database, _: String) {
     let all = |filter: ImportFilter, limit| {
         let database = database.clone();
         async move {
-            database.imports(&filter, limit).await.unwrap().into_iter().map(|record| record.id).collect::<Vec<_>>()
+            let listed = database.imports(&filter, limit).await.unwrap();
+            (listed.imports.into_iter().map(|record| record.id).collect::<Vec<_>>(), listed.more)
         }
     };
-    assert_eq!(all(ImportFilter::default(), 100).await, ids);
+    assert_eq!(all(ImportFilter::default(), 100).await, (ids.clone(), false));
+    assert_eq!(all(ImportFilter::default(), 7).await, (ids.clone(), false));
     let page = all(ImportFilter { before: Some(ids[2]), ..Default::default() }, 2).await;
-    assert_eq!(page, ids[3..5]);
-    assert_eq!(all(ImportFilter { table: Some("even".into()), ..Default::default() }, 100).await.len(), 4);
+    assert_eq!(page, (ids[3..5].to_vec(), true));
+    assert_eq!(all(ImportFilter { table: Some("even".into()), ..Default::default() }, 100).await.0.len(), 4);
     database.start(ids[0], Trigger::Sweep, 1, "e").await.unwrap();
-    assert_eq!(all(ImportFilter { state: Some(ImportState::Queued), ..Default::default() }, 100).await, ids[..1]);
+    let queued = all(ImportFilter { state: Some(ImportState::Queued), ..Default::default() }, 100).await;
+    assert_eq!(queued, (ids[..1].to_vec(), false));
 
     assert_eq!(database.newest_awaiting().await.unwrap(), Some(ids[1]));
     let awaiting = database.awaiting(None, Some(ids[3]), 100).await.unwrap();
     assert!(awaiting.iter().map(|import| import.id).eq(ids[3..].iter().rev().copied()), "{awaiting:?}");
     let awaiting = database.awaiting(Some(ids[4]), Some(ids[2]), 1).await.unwrap();
     assert!(awaiting.iter().map(|import| import.id).eq([ids[3]]), "{awaiting:?}");
+}
+
+/// A request may have two megabytes, and a page a thousand imports.
+async fn a_listing_ends_at_so_many_bytes(database: Database, _: String) {
+    let column = |n: u64| json!({"name": format!("c{n}"), "type": "text", "source": format!("{n:0>1000}")});
+    let large = LISTED_BYTES / 4;
+    let columns: Vec<_> = (0..large / 1000).map(column).collect();
+    let request = CreateRequest::from_value(&json!({"destination": {"table": "t"}, "columns": columns})).unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        let new = NewImport { id: ImportId::generate(), request: request.clone(), ..new_import("t") };
+        ids.push(new.id);
+        database.create(&new, None).await.unwrap();
+    }
+    ids.reverse();
+    let mut filter = ImportFilter::default();
+    let mut found = Vec::new();
+    let mut pages = Vec::new();
+    loop {
+        let page = database.imports(&filter, 100).await.unwrap();
+        pages.push(page.imports.len());
+        found.extend(page.imports.iter().map(|import| import.id));
+        filter.before = found.last().copied();
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!((found, pages), (ids, vec![4, 2]));
 }
 
 async fn many_triggers_start_an_import_once(database: Database, _: String) {
@@ -511,7 +543,7 @@ async fn requests_under_one_key_make_one_import(database: Database, url: String)
         let refused = database.create(&new_import("t"), Some(&another)).await.unwrap();
         assert!(matches!(refused, Created::KeyOfAnother), "{refused:?}");
     }
-    assert_eq!(database.imports(&ImportFilter::default(), 100).await.unwrap().len(), 10);
+    assert_eq!(database.imports(&ImportFilter::default(), 100).await.unwrap().imports.len(), 10);
 }
 
 /// What became of a cancel, and the state it was answered with.

@@ -40,6 +40,8 @@ pub struct Head {
     pub header: Vec<String>,
     /// The header's cells as they stand in the file.
     pub raw_header: Vec<String>,
+    /// How many of them stand there; those behind were made to fit padded records.
+    pub named: usize,
     /// How many fields a record has to have.
     pub width: usize,
     /// Where data records may begin.
@@ -75,6 +77,7 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
 
     let mut lines = Lines::new(text, whole, Dialect::new(&format, 0)?);
     let header = read_header(&mut lines, &format)?;
+    let cells = header.as_ref().map(Vec::len);
     let raw_header = fit_to_data(header, &lines, &format)?;
     let width = raw_header.len();
     if width > MAX_COLUMNS {
@@ -86,6 +89,7 @@ pub fn read_head(sample: &[u8], whole: bool, given: &GivenFormat, detected: &Det
     tally(&mut lines, &format, &mut tallies);
     Ok(Head {
         header: unique_names(&raw_header),
+        named: cells.unwrap_or(width).min(width),
         raw_header,
         width,
         data_start: ByteOffset((start + data_at) as u64),

@@ -1,7 +1,9 @@
 //! The file of rejects: byte-exact, and ready to be mended and imported again.
 
-use longshore_domain::{ColumnType, EncodingErrors, Format, GivenFormat, LineEnd, LoadPlan, Ragged, Reject};
-use longshore_parse::{Dialect, RejectsCsv};
+use longshore_domain::{
+    ColumnType, EncodingErrors, Format, GivenFormat, LineEnd, LineNumber, LoadPlan, Ragged, Reject, RowNumber,
+};
+use longshore_parse::{ChunkInput, Dialect, RejectsCsv, oversized_reject};
 use proptest::prelude::*;
 
 use crate::support::{Outcome, cells, chunks, plan, plan_of, read_chunk, rows};
@@ -34,6 +36,31 @@ fn bad_plan() -> LoadPlan {
     }
     plan.fields[0].nullable = false;
     plan
+}
+
+/// A request that names its columns by the header's cells goes with the file of rejects, too.
+#[test]
+fn the_header_is_the_files_own() {
+    let text = b"id,\"Unit\nPrice\", a ,a,\nx,5,1,2,3\n";
+    let plan = plan_of(text, &GivenFormat::default(), None).unwrap();
+    let header = RejectsCsv::new(&plan).header();
+    assert_eq!(header, b"id,\"Unit\nPrice\", a ,a,,_row,_column,_reason\n", "{}", String::from_utf8_lossy(&header));
+}
+
+#[test]
+fn a_record_that_is_cut_does_not_go_in_as_if_it_were_whole() {
+    let plan = plan_of(b"a,b,c\n1,2,3\n", &GivenFormat::default(), None).unwrap();
+    for record in ["2,xxx", "2,\"xxx", "2,x,\"y\",z,"] {
+        let (start, first_row, first_line) = (plan.data_start, RowNumber(1), LineNumber(2));
+        let input = ChunkInput { bytes: record.as_bytes(), start, first_row, first_line };
+        let rejects = oversized_reject(&plan, input).rejects;
+        let file = file_of(&plan, &rejects);
+        let text = String::from_utf8_lossy(&file);
+        assert!(text.ends_with(",only the beginning of the record\n"), "{text}");
+        let again = plan_of(&file, &GivenFormat::default(), None).unwrap();
+        let reasons: Vec<&str> = rejects_of(&again, &file).iter().map(|reject| reject.reason.as_str()).collect();
+        assert_eq!(reasons, ["extra_field"], "{text}");
+    }
 }
 
 #[test]

@@ -295,6 +295,18 @@ pub struct ImportFilter {
     pub before: Option<ImportId>,
 }
 
+/// Requests and plans in one answer to [`Database::imports`] end at so many bytes; the last import may go beyond.
+pub const LISTED_BYTES: u64 = 8 << 20;
+
+/// What of a listing was read at once.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Newest first.
+    pub imports: Vec<ImportRecord>,
+    /// Whether there are more behind the last of them.
+    pub more: bool,
+}
+
 /// What became of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Started {
@@ -328,12 +340,19 @@ impl Database {
         row.map(ImportRecord::read).transpose()
     }
 
-    /// Imports, newest first, at most `limit`.
+    /// Imports, newest first: at most `limit`, and behind [`LISTED_BYTES`] of requests and plans no more.
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn imports(&self, filter: &ImportFilter, limit: u64) -> Result<Vec<ImportRecord>, DatabaseError> {
-        let mut query = Entity::find().order_by_desc(Column::Id).limit(limit);
+    pub async fn imports(&self, filter: &ImportFilter, limit: u64) -> Result<Listed, DatabaseError> {
+        // What they take is known before they are read; one more tells whether there is another page.
+        let bytes = "octet_length(request) + coalesce(octet_length(plan), 0) + coalesce(octet_length(plan_v2), 0)";
+        let mut query = Entity::find()
+            .select_only()
+            .column(Column::Id)
+            .column_as(Expr::cust(bytes), "bytes")
+            .order_by_desc(Column::Id)
+            .limit(limit + 1);
         if let Some(state) = filter.state {
             query = query.filter(Column::State.eq(state.as_str()));
         }
@@ -343,7 +362,19 @@ impl Database {
         if let Some(before) = filter.before {
             query = query.filter(Column::Id.lt(before.0));
         }
-        query.all(&self.connection).await?.into_iter().map(ImportRecord::read).collect()
+        let found: Vec<(uuid::Uuid, i32)> = query.into_tuple().all(&self.connection).await?;
+        let mut listed = 0;
+        let fit = found.iter().take(limit as usize).take_while(|(_, bytes)| {
+            let fits = listed < LISTED_BYTES;
+            listed += unsigned(i64::from(*bytes));
+            fits
+        });
+        let ids: Vec<_> = fit.map(|(id, _)| *id).collect();
+        let more = found.len() > ids.len();
+        let query = Entity::find().filter(Column::Id.is_in(ids)).order_by_desc(Column::Id);
+        let imports =
+            query.all(&self.connection).await?.into_iter().map(ImportRecord::read).collect::<Result<_, _>>()?;
+        Ok(Listed { imports, more })
     }
 
     /// `awaiting_upload -> queued`, once, whoever asks and however often.

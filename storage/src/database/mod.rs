@@ -37,7 +37,7 @@ pub use backlog::Backlog;
 pub use chunks::{CLAIMS_AT_MOST, ChunkClaim, ChunkRecord, DecodedText, NewChunk, OpenChunk};
 pub use clients::{Created, Effect, IdempotencyKey};
 pub use control::Control;
-pub use imports::{AwaitingImport, ImportFilter, ImportRecord, NewImport, Started};
+pub use imports::{AwaitingImport, ImportFilter, ImportRecord, LISTED_BYTES, Listed, NewImport, Started};
 pub use lease::Change;
 pub use text::TextPart;
 
