@@ -28,6 +28,39 @@ async fn begin(cluster: &Cluster, request: &Value, csv: Vec<u8>) -> String {
     id
 }
 
+/// A defect of the program is no reason to try for ever.
+#[tokio::test]
+async fn what_panics_every_time_is_given_up() {
+    let mut cluster = Cluster::start(&Options { workers: 2, ..Options::on(S3Kind::Minio) }).await;
+    for (point, kind) in [("chunk.parsed", "poison-chunk"), ("plan.made", "internal"), ("chunks.before", "internal")] {
+        for worker in &mut cluster.workers {
+            worker.kill();
+            worker.set("FAILPOINTS", Some(&format!("{point}=panic")));
+            worker.start();
+        }
+        let request = json!({"destination": {"table": "t"}, "columns": columns()});
+        let id = begin(&cluster, &request, source(seed(), 100, 1, 0).csv).await;
+        if kind == "poison-chunk" {
+            let claims = format!("SELECT coalesce(max(claims), 0) FROM longshore_chunks WHERE import_id = '{id}'");
+            until("its claims are counted", async || {
+                let counted: i64 = cluster.database.one(&claims).await.parse().unwrap();
+                (counted >= 3).then_some(())
+            })
+            .await;
+            let counted =
+                format!("UPDATE longshore_chunks SET claims = {} WHERE import_id = '{id}'", CLAIMS_AT_MOST - 1);
+            cluster.database.run(&counted).await;
+        }
+        assert_failed(&cluster.api.done(&id).await, kind);
+        if kind == "poison-chunk" {
+            let chunks = cluster.api.all(&format!("/v1/imports/{id}/chunks"), 10).await;
+            assert_eq!(chunks[0]["state"], "failed", "{chunks:?}");
+        }
+        assert!(!cluster.database.has_table("t").await);
+    }
+    cluster.database.assert_tidy().await;
+}
+
 #[tokio::test]
 async fn a_chunk_that_kills_its_worker_every_time_is_given_up_and_others_go_on() {
     let mut cluster = Cluster::start(&Options { chunk_size: "2000", ..Options::on(S3Kind::Minio) }).await;

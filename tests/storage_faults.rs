@@ -41,11 +41,16 @@ struct Faulty {
 
 impl Faulty {
     async fn start(s3: S3Kind) -> Self {
+        Self::with_patience(s3, "15m").await
+    }
+
+    async fn with_patience(s3: S3Kind, patience: &str) -> Self {
         let direct = s3.shared_endpoint();
         let proxy = S3Faults::start(&direct).await;
         let more = settings([
             ("S3_ENDPOINT", &proxy.endpoint),
             ("S3_PUBLIC_ENDPOINT", &direct),
+            ("PATIENCE", patience),
             ("LOG", "info,longshore_actors=debug,longshore_storage=debug"),
         ]);
         Self { cluster: Cluster::start(&Options { chunk_size: "4096", more, ..Options::on(s3) }).await, proxy }
@@ -160,6 +165,33 @@ async fn a_storage_that_fails_altogether_is_waited_for() {
         let mended = Instant::now();
         faulty.assert_exact(&id, &table, &file.csv).await;
         println!("{fault:?}: ended {:.1} s later", mended.elapsed().as_secs_f64());
+    }
+    faulty.assert_tidy().await;
+}
+
+/// Each request is answered, no body is whole: wherever an import is by then, it does not try for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storage_whose_answers_are_never_whole_is_given_up() {
+    let faulty = Faulty::with_patience(S3Kind::Minio, "1s").await;
+    let mut random = StdRng::seed_from_u64(seed());
+    for (round, (packed, pass)) in
+        [(true, 0), (true, 1), (true, 2), (true, 3), (true, 6), (true, 40), (false, 1), (false, 3)]
+            .into_iter()
+            .enumerate()
+    {
+        let table = format!("t{round}");
+        let file = source(random.random(), ROWS, 1, 0);
+        let body = if packed { gzip(&file.csv).await } else { file.csv.clone() };
+        faulty.proxy.hold(pass);
+        let (id, _) = faulty.begin(&into(&table), body).await;
+        faulty.proxy.held().await;
+        faulty.proxy.fail(random.random(), 1.0, &[Fault::Truncated]);
+        faulty.proxy.let_go();
+        assert_failed(&faulty.cluster.api.done(&id).await, "unavailable");
+        faulty.proxy.mend();
+        // Nothing is wrong with the file.
+        assert_eq!(faulty.act(&id, "retry").await, 202);
+        faulty.assert_exact(&id, &table, &file.csv).await;
     }
     faulty.assert_tidy().await;
 }

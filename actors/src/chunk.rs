@@ -10,7 +10,7 @@ use bytes::Bytes;
 use longshore_domain::{ByteRange, ImportState, LineNumber, LoadPlan, OnError, Problem, ProblemKind, RowNumber, Tally};
 use longshore_parse::{Batch, ChunkEnd, ChunkInput, Widening, find_records, oversized_reject, read_chunk};
 use longshore_storage::bus::{ChunkJob, ChunkOutcome, ChunkReport, Receipt};
-use longshore_storage::database::{ChunkClaim, ImportRecord, NewChunk, RENEW_EVERY};
+use longshore_storage::database::{ChunkClaim, ImportRecord, LEASE, NewChunk, RENEW_EVERY};
 use longshore_storage::destination::{ChunkRows, DestinationError, RecordLookup, Ticket, Written};
 use longshore_storage::failpoint;
 use longshore_storage::failure::Failure as _;
@@ -36,6 +36,8 @@ enum Outcome {
     LookAgain,
     /// This node stops; somebody else has to do it.
     HandBack,
+    /// Reading it panicked. The claim stays, and runs out, as that of a worker that died: so it counts.
+    Panicked,
 }
 
 impl Outcome {
@@ -45,7 +47,7 @@ impl Outcome {
             Self::Finished(_) => JobOutcome::Finished,
             Self::NotOurs => JobOutcome::NotOurs,
             Self::LookAgain => JobOutcome::LookAgain,
-            Self::HandBack => JobOutcome::HandedBack,
+            Self::HandBack | Self::Panicked => JobOutcome::HandedBack,
         }
     }
 }
@@ -64,7 +66,7 @@ pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Rec
     let report = match outcome {
         Outcome::Finished(tally) => Some(ChunkOutcome::Finished(tally)),
         Outcome::LookAgain => Some(ChunkOutcome::Changed),
-        Outcome::NotOurs | Outcome::HandBack => None,
+        Outcome::NotOurs | Outcome::HandBack | Outcome::Panicked => None,
     };
     if let Some(outcome) = report
         && let worker = Some(services.settings.name.clone())
@@ -76,6 +78,7 @@ pub async fn work_on_chunk(services: &Services, job: ChunkJob, receipt: &dyn Rec
     failpoint::pass("chunk.reported");
     let answered = match outcome {
         Outcome::HandBack => receipt.hand_back(Duration::ZERO).await,
+        Outcome::Panicked => receipt.hand_back(LEASE).await,
         _ => receipt.ack().await,
     };
     if let Err(error) = answered {
@@ -117,13 +120,13 @@ async fn try_chunk(
     let outcome = tokio::select! {
         biased;
         outcome = work => outcome,
-        () = keep(services, job, receipt, &lost) => Err(Gave::Stopped),
+        () = keep(services, job, chunk.claims, receipt, &lost) => Err(Gave::Stopped),
     };
     match &outcome {
-        Ok(Outcome::Finished(_)) => {}
+        Ok(Outcome::Finished(_) | Outcome::Panicked) => {}
         // Done or not, this worker no longer works on it: the next one need not wait for the claim to run out.
         _ => {
-            if let Err(error) = database.release_chunk(&job, worker).await {
+            if let Err(error) = database.release_chunk(&job, worker, chunk.claims).await {
                 error.count();
                 tracing::debug!(%error, "claim not released; it runs out");
             }
@@ -133,14 +136,14 @@ async fn try_chunk(
 }
 
 /// Renews claim and message; returns when the claim is lost.
-async fn keep(services: &Services, job: ChunkJob, receipt: &dyn Receipt, lost: &Patience) {
+async fn keep(services: &Services, job: ChunkJob, claims: u32, receipt: &dyn Receipt, lost: &Patience) {
     loop {
         tokio::time::sleep(RENEW_EVERY).await;
         if let Err(error) = receipt.keep().await {
             error.count();
             tracing::debug!(%error, "job not kept");
         }
-        match services.database.keep_chunk(&job, &services.settings.name).await {
+        match services.database.keep_chunk(&job, &services.settings.name, claims).await {
             Ok(true) => {}
             Ok(false) => {
                 metrics().chunk_claim_lost();
@@ -197,9 +200,8 @@ async fn load(
                 return Ok(Outcome::LookAgain);
             }
             Err(Gave::Up(error @ DestinationError::ReaderFailed { .. })) => {
-                // This process keeps running, the claim is counted, others try.
                 tracing::error!(%error, "reading a chunk panicked");
-                return Err(Gave::Stopped);
+                return Ok(Outcome::Panicked);
             }
             Err(gave) => return Err(problem(gave, destination_problem)),
         }
@@ -277,7 +279,7 @@ async fn fetch(
     match patiently(patience, "get chunk", || services.objects.get_range(key, range, etag)).await {
         Ok(bytes) => Ok(Some(bytes)),
         Err(Gave::Stopped) => Err(Gave::Stopped),
-        Err(Gave::Up(error)) if chunk.text.is_some() => {
+        Err(Gave::Up(error @ (ObjectError::Missing { .. } | ObjectError::Changed { .. }))) if chunk.text.is_some() => {
             tracing::warn!(%error, "decoded text is gone");
             Ok(None)
         }

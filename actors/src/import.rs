@@ -5,12 +5,17 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use longshore_domain::{ImportState, Problem, ProblemKind};
 use longshore_storage::database::{ImportRecord, RENEW_EVERY};
 use longshore_storage::failure::Failure as _;
 use longshore_telemetry::{metrics, trace};
 
 use crate::owner::Owner;
 use crate::services::Services;
+
+/// Why an import failed whose owner panicked.
+const PANICKED: &str = "the program panicked over this import, which is a defect of it: the log of the process that owned it says where; \
+                        retry the import, and report it";
 
 /// What the supervisor's own tasks tell it.
 #[derive(Debug)]
@@ -52,16 +57,22 @@ impl Actor for ImportActor {
         let span = tracing::info_span!("import", import_id = %record.id, epoch = record.epoch.0);
         trace::join(&span, record.id);
         tokio::spawn(keep_lease(services.clone(), record.clone(), stop.clone()).instrument(span.clone()));
-        let (id, epoch) = (record.id, record.epoch);
+        let (id, attempt, epoch) = (record.id, record.attempt, record.epoch);
         let database = services.database.clone();
         let tasks = services.running.tasks.clone();
         let task = tokio::spawn(Owner::new(services, record, stop.clone()).run().instrument(span));
         tasks.spawn(async move {
             if let Err(error) = task.await {
-                tracing::error!(import_id = %id, %error, "the owner of this import panicked; its lease is let go");
-            }
-            // Done or not: whoever is next need not wait for the lease to run out.
-            if let Err(error) = database.release(id, epoch).await {
+                tracing::error!(import_id = %id, %error, "the owner of this import panicked");
+                let working = [ImportState::Planning, ImportState::Running];
+                let problem = Problem::new(ProblemKind::Internal, PANICKED);
+                // The next owner would panic as well. It comes when the lease has run out, and ends the import.
+                if let Err(error) = database.store_error(id, attempt, epoch, &working, &problem).await {
+                    error.count();
+                    tracing::warn!(import_id = %id, %error, "the reason was not stored");
+                }
+            } else if let Err(error) = database.release(id, epoch).await {
+                // Done or not: whoever is next need not wait for the lease to run out.
                 error.count();
                 tracing::debug!(import_id = %id, %error, "lease not released; it runs out");
             }

@@ -90,6 +90,16 @@ impl From<Gave<Problem>> for Stop {
 
 type Step<T> = Result<T, Stop>;
 
+/// The scan's task is gone without a last word: it was told to stop, or it panicked.
+fn scan_ended(patience: &Patience) -> Stop {
+    if patience.is_stopped() {
+        return Stop::Lost;
+    }
+    let detail =
+        "the scan of the file broke off, which is a defect of the program: its log says where; retry, and report it";
+    Stop::Fail(Problem::new(ProblemKind::Internal, detail))
+}
+
 /// What an owner works with.
 pub struct Owner {
     services: Services,
@@ -695,7 +705,10 @@ impl Run {
                         self.check_staged(owner, Staging::Table).await?;
                     }
                 },
-                Some(message) = self.scan.recv(), if !self.scan_done => self.scanned(owner, message).await?,
+                message = self.scan.recv(), if !self.scan_done => match message {
+                    Some(message) => self.scanned(owner, message).await?,
+                    None => return Err(scan_ended(&owner.patience)),
+                },
             }
             self.hand_out(owner).await?;
         }

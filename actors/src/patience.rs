@@ -18,6 +18,8 @@ use longshore_telemetry::metrics;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// A try that lasts longer did work: whatever never answers is given up before. What is away is so from its failure on.
+const WORKED: Duration = Duration::from_secs(120);
 /// After this many tries the wait is worth a warning; then every so many again.
 const WARN_EVERY: u32 = 5;
 
@@ -100,6 +102,12 @@ impl Patience {
         self.stop.cancel();
     }
 
+    /// Whether it was ended.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_cancelled()
+    }
+
     /// Waits until it was ended.
     pub async fn stopped(&self) {
         self.stop.cancelled().await;
@@ -112,7 +120,9 @@ pub struct Tries<'a> {
     what: &'static str,
     failed: u32,
     pause: Duration,
-    /// When the first of them failed.
+    /// When this try began.
+    begun: Instant,
+    /// When the first of those failed between which nothing worked.
     since: Option<Instant>,
 }
 
@@ -120,7 +130,12 @@ impl<'a> Tries<'a> {
     /// None failed so far.
     #[must_use]
     pub fn new(patience: &'a Patience, what: &'static str) -> Self {
-        Self { patience, what, failed: 0, pause: FIRST_PAUSE, since: None }
+        Self { patience, what, failed: 0, pause: FIRST_PAUSE, begun: Instant::now(), since: None }
+    }
+
+    /// Something came of this try, although it is not over: it is the first one again.
+    pub fn worked(&mut self) {
+        *self = Self::new(self.patience, self.what);
     }
 
     /// A try failed: waits before the next one.
@@ -134,6 +149,9 @@ impl<'a> Tries<'a> {
             return Err(Gave::Up(error));
         }
         metrics().dependency_retry(error.dependency());
+        if self.begun.elapsed() >= WORKED {
+            self.worked();
+        }
         let since = *self.since.get_or_insert_with(Instant::now);
         if error.fails_imports() && since.elapsed() >= self.patience.limit {
             tracing::error!(what, tries = self.failed, %error, "given up");
@@ -151,6 +169,7 @@ impl<'a> Tries<'a> {
             () = tokio::time::sleep(jittered(self.pause)) => {}
         }
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.begun = Instant::now();
         Ok(())
     }
 }
@@ -206,6 +225,26 @@ mod tests {
         assert!(matches!(result, Err(Gave::Up(ObjectError::Unavailable { .. }))));
         let waited = begun.elapsed();
         assert!(waited >= Duration::from_secs(900) && waited < Duration::from_secs(904), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_works_for_long_is_no_time_away() {
+        let mut tries = 0;
+        let result: Result<_, Gave<ObjectError>> = patiently(&patience(), "test", || {
+            tries += 1;
+            async move {
+                match tries {
+                    1 | 3 => Err(away()),
+                    2 => {
+                        tokio::time::sleep(Duration::from_secs(1000)).await;
+                        Err(away())
+                    }
+                    _ => Ok(()),
+                }
+            }
+        })
+        .await;
+        assert!(result.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

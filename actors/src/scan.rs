@@ -15,13 +15,13 @@ use longshore_domain::{ByteOffset, ByteRange, ChunkIndex, LineNumber, LoadPlan, 
 use longshore_parse::{ChunkPlanner, Limits, PlanStart, PlannedChunk};
 use longshore_storage::database::{NewChunk, TextPart};
 use longshore_storage::destination::Ticket;
-use longshore_storage::failure::Failure as _;
+use longshore_storage::objects::ObjectError;
 use longshore_storage::objects::text::{Decoding, TextError, TextReader};
 use longshore_telemetry::{Step, metrics, timed};
 
 use crate::chunk::object_problem;
 use crate::kept::Share;
-use crate::patience::{Gave, Patience, patiently};
+use crate::patience::{Gave, Patience, Tries, patiently};
 use crate::planner::problem;
 use crate::ranges::{Ranges, dialect};
 use crate::services::Services;
@@ -140,6 +140,7 @@ impl Scan {
             self.feed(&mut cut, &self.head, out, patience).await?;
         }
         let mut asked = false;
+        let mut tries = Tries::new(patience, "scan the object");
         while cut.known < self.size {
             if !asked && self.is_shared() {
                 asked = true;
@@ -148,7 +149,7 @@ impl Scan {
             } else if self.share.is_some() {
                 self.read_and_keep(&mut cut, asked, services, out, patience).await?;
             } else {
-                self.read(&mut cut, services, out, patience).await?;
+                self.read(&mut cut, &mut tries, services, out, patience).await?;
             }
         }
         let chunks = self.keep(cut.finish(), out, patience).await?;
@@ -160,10 +161,11 @@ impl Scan {
         self.share.as_ref().is_none_or(|share| share.knows_of_others())
     }
 
-    /// Reads on until the end, or until the stream breaks.
+    /// Reads on until the end, or until the stream breaks; `tries` that bring nothing end with the patience.
     async fn read(
         &self,
         cut: &mut Cut,
+        tries: &mut Tries<'_>,
         services: &Services,
         out: &mpsc::Sender<ScanMessage>,
         patience: &Patience,
@@ -180,12 +182,12 @@ impl Scan {
                     Ok(Some(block)) => block,
                     Ok(None) => return Ok(()),
                     Err(error) => {
-                        error.count();
                         tracing::warn!(%error, position = cut.known, "the scan was cut off; going on where it was");
-                        return Ok(());
+                        return cut_off(tries, error).await;
                     }
                 },
             };
+            tries.worked();
             metrics().bytes_fetched(block.len() as u64);
             self.feed(cut, &block, out, patience).await?;
         }
@@ -282,6 +284,7 @@ impl Scan {
         let Ticket { import, attempt, epoch } = self.ticket;
         let mut cut = self.cut(true)?;
         let mut spool = Spool::new(TextPart { import, attempt, epoch, part: 0 }, self.counted);
+        let (mut tries, mut furthest) = (Tries::new(patience, "scan the object"), 0);
         'open: loop {
             let open = || services.objects.read_from(&self.key, 0, self.size, &self.etag);
             let opened = patiently(patience, "scan the object", open).await;
@@ -303,13 +306,17 @@ impl Scan {
                         return Err(Gave::Up(Problem::new(ProblemKind::UnsupportedFormat, detail)));
                     }
                     Err(TextError::Object(error)) => {
-                        error.count();
                         tracing::warn!(%error, position, "the scan was cut off; decoding again");
+                        cut_off(&mut tries, error).await?;
                         continue 'open;
                     }
                 }
                 let at = position;
                 position += text.len() as u64;
+                if position > furthest {
+                    furthest = position;
+                    tries.worked();
+                }
                 spool.extend(cut.feed(at, text.into(), reader.consumed()));
                 if spool.is_full() {
                     send(spool.put(services, patience).await?, out).await?;
@@ -322,6 +329,11 @@ impl Scan {
         let chunks = spool.put(services, patience).await?;
         Ok(ScanMessage::Planned { chunks, end: true })
     }
+}
+
+/// A stream broke: waits before the next one, and gives up where too many of them brought nothing.
+async fn cut_off(tries: &mut Tries<'_>, error: ObjectError) -> Result<(), Gave<Problem>> {
+    tries.failed(error).await.map_err(|gave| problem(gave, |error| object_problem(&error)))
 }
 
 /// Cuts what it is fed into chunks.

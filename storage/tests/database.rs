@@ -398,16 +398,19 @@ async fn a_chunk_has_one_worker_at_a_time_and_its_claims_are_counted(database: D
         .collect();
     assert_eq!((won.len(), won[0].claims), (1, 1));
     let worker = won[0].worker.clone().unwrap();
-    assert!(database.keep_chunk(&job, &worker).await.unwrap());
-    assert!(!database.keep_chunk(&job, "somebody").await.unwrap());
+    assert!(database.keep_chunk(&job, &worker, 1).await.unwrap());
+    assert!(!database.keep_chunk(&job, "somebody", 1).await.unwrap());
     let open = database.open_chunks(record.id, record.attempt, ChunkIndex(0), 10).await.unwrap();
     assert_eq!((open.len(), open[0].claimed, open[0].held, open[1].claimed), (2, true, true, false));
 
     database.free_chunks(record.id, record.attempt).await.unwrap();
-    assert!(!database.keep_chunk(&job, &worker).await.unwrap(), "a new owner freed it");
-    let ChunkClaim::Claimed(again) = database.claim_chunk(&job, "next").await.unwrap() else { panic!("it is free") };
+    assert!(!database.keep_chunk(&job, &worker, 1).await.unwrap(), "a new owner freed it");
+    let ChunkClaim::Claimed(again) = database.claim_chunk(&job, &worker).await.unwrap() else { panic!("it is free") };
     assert_eq!(again.claims, 2);
-    database.release_chunk(&job, "next").await.unwrap();
+    assert!(!database.keep_chunk(&job, &worker, 1).await.unwrap(), "a task of that process slept");
+    database.release_chunk(&job, &worker, 1).await.unwrap();
+    assert!(database.keep_chunk(&job, &worker, 2).await.unwrap());
+    database.release_chunk(&job, &worker, 2).await.unwrap();
     let open = database.open_chunks(record.id, record.attempt, ChunkIndex(0), 1).await.unwrap();
     assert_eq!(open[0].claims, 1, "a claim that was handed back is no try");
     database.finish_chunk(record.id, record.attempt, ChunkIndex(0), 4).await.unwrap();

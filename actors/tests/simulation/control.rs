@@ -145,9 +145,11 @@ impl State {
     }
 
     /// A chunk that a worker holds.
-    fn held_chunk(&mut self, job: &ChunkJob, worker: &str) -> Option<&mut ChunkRow> {
-        self.chunk(job)
-            .filter(|row| row.record.state == ChunkState::Running && row.record.worker.as_deref() == Some(worker))
+    fn held_chunk(&mut self, job: &ChunkJob, worker: &str, claims: u32) -> Option<&mut ChunkRow> {
+        let is_held = |record: &ChunkRecord| {
+            record.state == ChunkState::Running && record.worker.as_deref() == Some(worker) && record.claims == claims
+        };
+        self.chunk(job).filter(|row| is_held(&row.record))
     }
 
     /// The chunks of an attempt from one on.
@@ -445,20 +447,20 @@ impl Control for SimControl {
         self.call(what, |state| state.claim_chunk(job, worker, process)).await
     }
 
-    async fn keep_chunk(&self, job: &ChunkJob, worker: &str) -> Result<bool, DatabaseError> {
+    async fn keep_chunk(&self, job: &ChunkJob, worker: &str, claims: u32) -> Result<bool, DatabaseError> {
         let process = self.0.process;
         let keep = |state: &mut State| {
             let until = state.lease_clock(process) + LEASE_MS;
-            let Some(row) = state.held_chunk(job, worker) else { return false };
+            let Some(row) = state.held_chunk(job, worker, claims) else { return false };
             row.claim_until = until;
             true
         };
         self.call(format!("keeps chunk {} of {}", job.chunk, job.import), keep).await
     }
 
-    async fn release_chunk(&self, job: &ChunkJob, worker: &str) -> Result<(), DatabaseError> {
+    async fn release_chunk(&self, job: &ChunkJob, worker: &str, claims: u32) -> Result<(), DatabaseError> {
         let release = |state: &mut State| {
-            if let Some(row) = state.held_chunk(job, worker) {
+            if let Some(row) = state.held_chunk(job, worker, claims) {
                 row.record.state = ChunkState::Pending;
                 row.record.claims = row.record.claims.saturating_sub(1);
                 row.claim_until = 0;

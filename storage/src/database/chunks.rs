@@ -251,17 +251,15 @@ impl Database {
         })
     }
 
-    /// Renews a claim; `false` where it is lost.
+    /// Renews the claim that was counted so; `false` where it is lost, be it to another task of the same process.
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn keep_chunk(&self, job: &ChunkJob, worker: &str) -> Result<bool, DatabaseError> {
+    pub async fn keep_chunk(&self, job: &ChunkJob, worker: &str, claims: u32) -> Result<bool, DatabaseError> {
         let _turn = self.turn().await;
         let changed = chunks::Entity::update_many()
             .col_expr(chunks::Column::ClaimUntilMs, self.lease_end())
-            .filter(of_job(job))
-            .filter(chunks::Column::State.eq(ChunkState::Running.as_str()))
-            .filter(chunks::Column::Worker.eq(worker))
+            .filter(of_claim(job, worker, claims))
             .exec(&self.connection)
             .await?;
         Ok(changed.rows_affected == 1)
@@ -272,15 +270,13 @@ impl Database {
     ///
     /// # Errors
     /// [`DatabaseError`]
-    pub async fn release_chunk(&self, job: &ChunkJob, worker: &str) -> Result<(), DatabaseError> {
+    pub async fn release_chunk(&self, job: &ChunkJob, worker: &str, claims: u32) -> Result<(), DatabaseError> {
         let _turn = self.turn().await;
         chunks::Entity::update_many()
             .col_expr(chunks::Column::State, Expr::value(ChunkState::Pending.as_str()))
             .col_expr(chunks::Column::Claims, Expr::col(chunks::Column::Claims).sub(1))
             .col_expr(chunks::Column::ClaimUntilMs, Expr::value(0_i64))
-            .filter(of_job(job))
-            .filter(chunks::Column::State.eq(ChunkState::Running.as_str()))
-            .filter(chunks::Column::Worker.eq(worker))
+            .filter(of_claim(job, worker, claims))
             .exec(&self.connection)
             .await?;
         Ok(())
@@ -442,6 +438,14 @@ fn of_job(job: &ChunkJob) -> sea_orm::Condition {
         .add(chunks::Column::ImportId.eq(job.import.0))
         .add(chunks::Column::Attempt.eq(number(job.attempt.0)))
         .add(chunks::Column::Chunk.eq(number(job.chunk.0)))
+}
+
+/// The claim of a worker, while nobody claimed the chunk behind it.
+fn of_claim(job: &ChunkJob, worker: &str, claims: u32) -> sea_orm::Condition {
+    of_job(job)
+        .add(chunks::Column::State.eq(ChunkState::Running.as_str()))
+        .add(chunks::Column::Worker.eq(worker))
+        .add(chunks::Column::Claims.eq(number(claims)))
 }
 
 fn to_row(id: ImportId, attempt: Attempt, new: &NewChunk) -> chunks::ActiveModel {

@@ -56,8 +56,8 @@ control! {
     open_chunks(id: ImportId, attempt: Attempt, from: ChunkIndex, limit: u64) -> Vec<OpenChunk>;
     free_chunks(id: ImportId, attempt: Attempt) -> ();
     claim_chunk(job: &ChunkJob, worker: &str) -> ChunkClaim;
-    keep_chunk(job: &ChunkJob, worker: &str) -> bool;
-    release_chunk(job: &ChunkJob, worker: &str) -> ();
+    keep_chunk(job: &ChunkJob, worker: &str, claims: u32) -> bool;
+    release_chunk(job: &ChunkJob, worker: &str, claims: u32) -> ();
     widen(id: ImportId, attempt: Attempt, epoch: Epoch, widenings: &[Widening]) -> bool;
     finish_chunk(id: ImportId, attempt: Attempt, chunk: ChunkIndex, rejected: u64) -> bool;
     rejected(id: ImportId, attempt: Attempt) -> u64;
