@@ -14,7 +14,7 @@ import time
 import urllib.request
 
 import peers
-from cluster import CACHE, Cluster, Failed, Server, free_port, load, run, sql, timed
+from cluster import CACHE, WORKERS, Cluster, Failed, Server, free_port, load, run, sql, timed
 from data import COLUMNS, create, file_of, parts_of
 
 TARGET = pathlib.Path(os.environ.get("BENCH_TARGET", "."))
@@ -322,8 +322,7 @@ def size(_runs):
 
     ours, theirs = growth("seconds"), growth("copy_seconds")
     peak = max(told["worker_peak_mib"] for told in figures.values())
-    # As many workers as the service has by default.
-    most = 8 * ((os.cpu_count() or 1) + 1) * 6 + 100
+    most = 8 * WORKERS * 6 + 100
     return [
         row(f"time of a row at 10 GB (of \\copy: {theirs:.2f}x)", ours, "x that at 100 MB", "<= 1.1", ours <= 1.1, figures=figures),
         row("memory of a worker, 100 MB to 10 GB", peak, "MiB", f"<= {most}", peak <= most, figures=figures),

@@ -15,6 +15,8 @@ import urllib.request
 
 BINARY = os.environ.get("BENCH_BINARY", "")
 CACHE = pathlib.Path(os.environ.get("BENCH_CACHE", "."))
+# One more than by default: while one waits for a commit, another works.
+WORKERS = (os.cpu_count() or 1) + 1
 ADMIN_URL = os.environ.get("LONGSHORE_TEST_POSTGRES_URL", "")
 DATABASE = "longshore_bench"
 URL = ADMIN_URL.rsplit("/", 1)[0] + "/" + DATABASE
@@ -146,6 +148,7 @@ class Cluster:
             "LONGSHORE_S3_ACCESS_KEY_ID": test["S3_ACCESS_KEY_ID"],
             "LONGSHORE_S3_SECRET_ACCESS_KEY": test["S3_SECRET_ACCESS_KEY"],
             "LONGSHORE_S3_NOTIFICATION_ARN": test["S3_NOTIFICATION_ARN"],
+            "LONGSHORE_WORKERS": str(WORKERS),
         } | {f"LONGSHORE_{name.upper()}": str(value) for name, value in self.settings.items()}
         self.folder = tempfile.TemporaryDirectory(prefix="longshore-bench.")
         self.servers = []
