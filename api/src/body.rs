@@ -65,7 +65,7 @@ impl FromRequest<ApiState> for Nothing {
         if empty {
             return Ok(Self);
         }
-        Err(ApiError::bad_request("", "this call takes no body, or an empty object"))
+        Err(ApiError::bad_request("", "", "this call takes no body, or an empty object"))
     }
 }
 
@@ -89,7 +89,7 @@ async fn collect(body: Body, limit: usize, large: &LargeBodies) -> Result<Whole,
     while let Some(block) = blocks.next().await {
         let block = block.map_err(|error| {
             tracing::debug!(%error, "a body broke off");
-            ApiError::bad_request("", "the body did not arrive whole")
+            ApiError::bad_request("", "", "the body did not arrive whole")
         })?;
         size += block.len();
         if size <= limit {

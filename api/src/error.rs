@@ -22,19 +22,18 @@ impl ApiError {
         Self(Problem::new(kind, detail))
     }
 
-    /// A request that as a whole is not valid: `pointer` is empty, as that of a whole document is (RFC 6901), or names a header.
-    pub(crate) fn bad_request(pointer: &str, detail: impl Into<String>) -> Self {
-        let mut problem = Problem::new(ProblemKind::BadRequest, detail);
-        problem.errors.push(FieldError { pointer: pointer.to_owned(), detail: problem.detail.clone() });
+    /// A request with one fault, at a JSON pointer (RFC 6901; empty: the whole body), a header or a query parameter. `place`
+    /// stands before the fault where the pointer is not seen.
+    pub(crate) fn bad_request(pointer: &str, place: &str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        let mut problem = Problem::new(ProblemKind::BadRequest, format!("{place}{detail}"));
+        problem.errors.push(FieldError { pointer: pointer.to_owned(), detail });
         Self(problem)
     }
 
     /// A bad query parameter.
     pub(crate) fn bad_parameter(name: &str, detail: impl Into<String>) -> Self {
-        let detail = detail.into();
-        let mut problem = Problem::new(ProblemKind::BadRequest, format!("the parameter '{name}' {detail}"));
-        problem.errors.push(FieldError { pointer: format!("?{name}"), detail });
-        Self(problem)
+        Self::bad_request(&format!("?{name}"), &format!("the parameter '{name}' "), detail)
     }
 
     pub(crate) fn no_such_import(id: &str) -> Self {

@@ -21,7 +21,8 @@ const LONGEST: usize = 255;
 pub fn idempotency_key(headers: &HeaderMap, request: &Value) -> Result<Option<IdempotencyKey>, ApiError> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(key) = keys.next() else { return Ok(None) };
-    let bad = |detail: &str| ApiError::bad_request("Idempotency-Key", format!("the header Idempotency-Key {detail}"));
+    let bad =
+        |detail: &str| ApiError::bad_request("Idempotency-Key", "", format!("the header Idempotency-Key {detail}"));
     if keys.next().is_some() {
         return Err(bad("stands twice"));
     }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use tracing::Instrument as _;
 
-use longshore_domain::{CreateRequest, FieldError, Import, ImportId, ImportState, Problem, ProblemKind};
+use longshore_domain::{CreateRequest, Import, ImportId, ImportState, ProblemKind};
 use longshore_storage::database::{Created, IdempotencyKey, ImportFilter, ImportRecord, Listed, NewImport};
 use longshore_storage::failpoint;
 use longshore_storage::objects::{PresignedPut, PutTerms};
@@ -49,7 +49,7 @@ const MAX_LIMIT: u64 = 1000;
 )]
 pub async fn create(State(state): State<ApiState>, headers: HeaderMap, body: Whole) -> Result<Response, ApiError> {
     let value: Value = serde_json::from_slice(&body.bytes)
-        .map_err(|error| ApiError::bad_request("", format!("the body is not JSON: {error}")))?;
+        .map_err(|error| ApiError::bad_request("", "", format!("the body is not JSON: {error}")))?;
     let request = CreateRequest::from_value(&value)?;
     let key = idempotency_key(&headers, &value)?;
     drop((value, body));
@@ -113,9 +113,7 @@ fn check_size(request: &CreateRequest, most: u64) -> Result<(), ApiError> {
     match request.file.size {
         Some(size) if size > most => {
             let detail = format!("{size} bytes is more than the storage takes in one PUT ({most}); split the file");
-            let mut problem = Problem::new(ProblemKind::BadRequest, format!("/file/size: {detail}"));
-            problem.errors.push(FieldError { pointer: "/file/size".into(), detail });
-            Err(problem.into())
+            Err(ApiError::bad_request("/file/size", "/file/size: ", detail))
         }
         _ => Ok(()),
     }
