@@ -344,9 +344,9 @@ impl ChunkReader<'_> {
                     at = next;
                 }
                 Next::Record(record) => {
-                    match self.check(&record, position.line, fields.len() - before) {
+                    match self.check(&record, position.line) {
                         Ok(()) => {
-                            if fields.len() - before != width {
+                            if record.fields != width {
                                 fields.resize(before + width, Field::MISSING);
                             }
                             numbers.push(position.row);
@@ -383,7 +383,7 @@ impl ChunkReader<'_> {
     }
 
     /// Whether a record's structure is sound: its quotes, its bytes, its number of fields.
-    fn check(&self, record: &RawRecord, line: u64, found: usize) -> Result<(), (RejectReason, Option<usize>, String)> {
+    fn check(&self, record: &RawRecord, line: u64) -> Result<(), (RejectReason, Option<usize>, String)> {
         if let Some(fault) = record.fault {
             let (field, opened) = (fault.field + 1, line + fault.line);
             let detail = match fault.kind {
@@ -403,7 +403,7 @@ impl ChunkReader<'_> {
             let detail = format!("byte {} of the record is not UTF-8", error.valid_up_to() + 1);
             return Err((RejectReason::InvalidEncoding, None, detail));
         }
-        let width = self.plan.width;
+        let (found, width) = (record.fields, self.plan.width);
         if found == width || self.plan.format.ragged == Ragged::Pad {
             return Ok(());
         }

@@ -98,14 +98,20 @@ pub struct RawRecord {
     pub next: usize,
     /// Physical lines from `start` to `next`.
     pub lines: u64,
+    /// Its fields.
+    pub fields: usize,
     /// What is wrong with its quotes.
     pub fault: Option<Fault>,
 }
 
+/// Of the fields of one record, at least so many are pushed, and not many more: a record of 16 MiB may be all delimiters. No
+/// header has more, since one is at most a MiB long.
+pub const FIELDS_KEPT: usize = 1 << 20;
+
 /// What stands at a record's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// A record; its fields were pushed.
+    /// A record; its fields were pushed (of very many, the first ones: [`FIELDS_KEPT`]).
     Record(RawRecord),
     /// An empty line or a comment; the next line begins there.
     Skipped(usize),
@@ -179,6 +185,7 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
                         end: end - usize::from(returned),
                         next: if ended { self.behind_line_end(end) } else { end },
                         lines: self.lines + u64::from(ended),
+                        fields: self.pushed,
                         fault: self.fault,
                     };
                 }
@@ -188,8 +195,12 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
 
     #[inline]
     fn push(&mut self, start: usize, end: usize, quoted: bool, escaped: bool) {
-        self.fields.push(Field::new(start - self.base, end - self.base, quoted, escaped));
         self.pushed += 1;
+        // Looked at only where there is no room left, so that it costs nothing elsewhere.
+        if self.fields.len() == self.fields.capacity() && self.pushed > FIELDS_KEPT {
+            return;
+        }
+        self.fields.push(Field::new(start - self.base, end - self.base, quoted, escaped));
     }
 
     #[inline]
@@ -402,6 +413,17 @@ mod tests {
             (String::from_utf8(cell).unwrap(), field.is_quoted())
         });
         (cells.collect(), record)
+    }
+
+    #[test]
+    fn of_a_record_of_very_many_fields_the_first_ones_are_kept_and_all_are_counted() {
+        let mut fields = Vec::new();
+        let text = ",".repeat(5 * FIELDS_KEPT);
+        let Next::Record(record) = read_record(&dialect(3), text.as_bytes(), 0, 0, &mut fields) else {
+            panic!("no record");
+        };
+        assert_eq!((record.fields, record.end), (text.len() + 1, text.len()));
+        assert!((FIELDS_KEPT..=2 * FIELDS_KEPT).contains(&fields.capacity()), "{}", fields.capacity());
     }
 
     #[test]

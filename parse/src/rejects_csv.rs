@@ -43,7 +43,9 @@ impl RejectsCsv {
     #[must_use]
     pub fn header(&self) -> Vec<u8> {
         let names = self.header.iter().map(String::as_str).chain(REJECT_COLUMNS);
-        self.line(names.map(|name| self.ours(name)))
+        let mut line = Vec::new();
+        self.append(&mut line, names.map(|name| self.ours(name)));
+        self.end(line)
     }
 
     /// The line of one reject.
@@ -52,13 +54,13 @@ impl RejectsCsv {
         let mut fields: Vec<Field> = Vec::new();
         // One record, whatever it looks like: an empty line is an empty cell.
         let dialect = Dialect { width: 1, comment: None, ..self.dialect.clone() };
-        if !matches!(read_record(&dialect, &reject.record, 0, 0, &mut fields), Next::Record(_)) {
-            fields.clear();
-        }
+        let found = match read_record(&dialect, &reject.record, 0, 0, &mut fields) {
+            Next::Record(record) => record.fields,
+            Next::Skipped(_) | Next::End => 0,
+        };
+        let mut read = fields.len();
         let width = self.header.len();
-        let (fields, extra) = fields.split_at(fields.len().min(width));
-        // The columns of a file of rejects that is imported again are replaced by this import's.
-        let extra = if reject.reason == RejectReason::ExtraField { extra } else { &[] };
+        let (first, extra) = fields.split_at(read.min(width));
         let ours = [
             reject.row.to_string().into_bytes(),
             self.ours(reject.column.as_deref().unwrap_or_default()),
@@ -68,8 +70,28 @@ impl RejectsCsv {
         let cut = is_cut(reject).then(|| self.quoted(CUT, false));
         // One after the other: there may be millions.
         let raw = |field: &Field| self.raw_cell(&reject.record, field);
-        let missing = std::iter::repeat_n(Vec::new(), width - fields.len());
-        self.line(fields.iter().map(raw).chain(missing).chain(ours).chain(extra.iter().map(raw)).chain(cut))
+        let missing = std::iter::repeat_n(Vec::new(), width - first.len());
+        let mut line = Vec::new();
+        self.append(&mut line, first.iter().map(raw).chain(missing).chain(ours));
+        // The columns of a file of rejects that is imported again are replaced by this import's.
+        if reject.reason == RejectReason::ExtraField {
+            self.append(&mut line, extra.iter().map(raw));
+            // Of very many fields, only the first ones were told: it is read on behind them.
+            while read < found
+                && let Some(last) = fields.last()
+            {
+                let behind = last.range().end + usize::from(last.is_quoted()) + self.dialect.delimiter.as_bytes().len();
+                fields.clear();
+                match read_record(&dialect, &reject.record, behind, 0, &mut fields) {
+                    Next::Record(_) => self.append(&mut line, fields.iter().map(raw)),
+                    // An empty cell at the end.
+                    Next::Skipped(_) | Next::End => self.append(&mut line, std::iter::once(Vec::new())),
+                }
+                read += fields.len();
+            }
+        }
+        self.append(&mut line, cut.into_iter());
+        self.end(line)
     }
 
     /// A cell as it stands in the file, with its quotes. One whose quotes would break the new file is quoted anew.
@@ -128,14 +150,17 @@ impl RejectsCsv {
         out
     }
 
-    fn line(&self, cells: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
-        let mut line = Vec::new();
-        for (place, cell) in cells.enumerate() {
-            if place > 0 {
-                line.extend_from_slice(self.dialect.delimiter.as_bytes());
-            }
+    /// Cells, each behind a delimiter.
+    fn append(&self, line: &mut Vec<u8>, cells: impl Iterator<Item = Vec<u8>>) {
+        for cell in cells {
+            line.extend_from_slice(self.dialect.delimiter.as_bytes());
             line.extend(cell);
         }
+    }
+
+    /// The line of cells that were appended.
+    fn end(&self, mut line: Vec<u8>) -> Vec<u8> {
+        line.drain(..self.dialect.delimiter.as_bytes().len());
         line.push(b'\n');
         line
     }

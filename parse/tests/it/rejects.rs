@@ -208,6 +208,18 @@ proptest! {
 }
 
 #[test]
+fn a_record_of_very_many_fields_is_in_the_file_as_a_whole() {
+    let plan = plan_of(b"a,b\n1,2\n", &GivenFormat::default(), None).unwrap();
+    for last in ["", "x", "\"x,\ny\""] {
+        let text = format!("a,b\n1,2,{}{last}\n", "\"q,\",,z,".repeat(1_000_000));
+        let rejects = rejects_of(&plan, text.as_bytes());
+        let file = file_of(&plan, &rejects);
+        let wanted = text.replacen("a,b\n1,2,", "a,b,_row,_column,_reason\n1,2,1,,extra_field,", 1);
+        assert!(file == wanted.as_bytes(), "{last:?}: {} bytes instead of {}", file.len(), wanted.len());
+    }
+}
+
+#[test]
 fn cells_that_a_spreadsheet_would_run_are_escaped_where_asked() {
     let mut plan = plan_of(b"=id,name\n1,a\n", &GivenFormat::default(), None).unwrap();
     plan.fields.iter_mut().for_each(|field| field.inferred = false);
