@@ -3,6 +3,7 @@
 //! only ones known; where others work on a large object too, its rest is scanned range by range on all nodes ([`crate::ranges`]).
 //! Run by the import's owner as a task; the channel between them is bounded, so the scan never runs far ahead of what is stored.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,6 +34,10 @@ pub const SCAN_AHEAD: usize = 8;
 /// Of an object whose chunks are kept, at least and at most so many bytes are read at once.
 const SMALLEST_PIECE: u64 = 1024 * 1024;
 const LARGEST_PIECE: u64 = 8 * 1024 * 1024;
+/// Where pieces are as long as chunks, each ends this part of its length behind the place from which on a chunk ends, and the
+/// next one begins at that place again: a chunk is known once a record behind it has ended. So it need not wait for the next
+/// piece, and is a part of one piece, not a copy.
+const BEHIND_CHUNK: u64 = 128;
 
 /// The planner is fed so many bytes at once.
 const FED_AT_ONCE: usize = 1024 * 1024;
@@ -194,7 +199,8 @@ impl Scan {
     }
 
     /// Reads on piece by piece, the next one while the last is scanned, until the end, or until others are found to help who
-    /// were not `asked` yet. No request stays open while the scan waits for room.
+    /// were not `asked` yet. No request stays open while the scan waits for room. The first piece is read as two halves at
+    /// once: nobody has work before it is here.
     async fn read_and_keep(
         &self,
         cut: &mut Cut,
@@ -204,24 +210,39 @@ impl Scan {
         patience: &Patience,
     ) -> Result<(), Gave<Problem>> {
         let piece = self.chunk_size.clamp(SMALLEST_PIECE, LARGEST_PIECE);
-        let read = |from: u64| {
-            let range = ByteRange::new(from, self.size.min((from / piece + 1) * piece));
+        let behind = if piece == self.chunk_size { piece / BEHIND_CHUNK } else { 0 };
+        let read = |from: u64, end: u64| {
+            let range = ByteRange::new(from, end);
             let (objects, patience) = (Arc::clone(&services.objects), patience.clone());
             let (key, etag) = (self.key.clone(), self.etag.clone());
             let read =
                 async move { patiently(&patience, "scan the object", || objects.get_range(&key, range, &etag)).await };
             AbortOnDropHandle::new(tokio::spawn(read.in_current_span()))
         };
-        let mut reading = Some(read(cut.known));
-        while let Some(read_before) = reading.take() {
+        let end_of = |from: u64| self.size.min((from / piece + 1) * piece + behind);
+        let (from, end) = (cut.known, end_of(cut.known));
+        let middle = if end - from < 2 * SMALLEST_PIECE { end } else { from + (end - from) / 2 };
+        let mut reading = VecDeque::from([(from, read(from, middle))]);
+        if middle < end {
+            reading.push_back((middle, read(middle, end)));
+        }
+        while let Some((from, read_before)) = reading.pop_front() {
             let block = read_before.await.map_err(|error| {
                 Gave::Up(Problem::new(ProblemKind::Internal, format!("reading a piece of the object failed: {error}")))
             })?;
             let block = block.map_err(|gave| problem(gave, |error| object_problem(&error)))?;
             metrics().bytes_fetched(block.len() as u64);
-            let end = cut.known + block.len() as u64;
-            reading = (end < self.size).then(|| read(end));
-            self.feed(cut, &block, out, patience).await?;
+            let end = from + block.len() as u64;
+            if reading.is_empty() && end < self.size {
+                let next = end - behind;
+                reading.push_back((next, read(next, end_of(next))));
+            }
+            cut.take_up(from, &block);
+            for start in (0..block.len()).step_by(FED_AT_ONCE) {
+                let part = block.slice(start..block.len().min(start + FED_AT_ONCE));
+                let found = cut.scan(from + start as u64, part);
+                self.tell(found, out, patience).await?;
+            }
             if !asked && self.is_shared() {
                 break;
             }
@@ -240,11 +261,22 @@ impl Scan {
         for start in (0..block.len()).step_by(FED_AT_ONCE) {
             let part = block.slice(start..block.len().min(start + FED_AT_ONCE));
             let found = cut.feed(cut.known, part, 0);
-            let chunks = self.keep(found, out, patience).await?;
-            send(chunks, out).await?;
-            // Half a millisecond each.
-            tokio::task::yield_now().await;
+            self.tell(found, out, patience).await?;
         }
+        Ok(())
+    }
+
+    /// Keeps and tells of what was found in a part.
+    async fn tell(
+        &self,
+        found: Vec<Piece>,
+        out: &mpsc::Sender<ScanMessage>,
+        patience: &Patience,
+    ) -> Result<(), Gave<Problem>> {
+        let chunks = self.keep(found, out, patience).await?;
+        send(chunks, out).await?;
+        // Half a millisecond each.
+        tokio::task::yield_now().await;
         Ok(())
     }
 
@@ -265,7 +297,7 @@ impl Scan {
                     // Room is made by those who take what they were told of.
                     send(std::mem::take(&mut untold), out).await?;
                 }
-                share.keep(&chunk, bytes.into(), patience).await?;
+                share.keep(&chunk, bytes, patience).await?;
             }
             untold.push(chunk);
         }
@@ -352,7 +384,7 @@ struct Cut {
 pub(crate) struct Piece {
     pub(crate) chunk: NewChunk,
     /// Its bytes; of an oversized one the beginning. Fewer than its range where they were not wanted, or not seen.
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Bytes,
     /// What of the object was needed up to its end.
     pub(crate) consumed: u64,
 }
@@ -361,17 +393,35 @@ impl Cut {
     /// Takes up what is new of a block that begins at `at`; `consumed` bytes of the object gave all up to its end.
     fn feed(&mut self, at: u64, block: Bytes, consumed: u64) -> Vec<Piece> {
         let end = at + block.len() as u64;
-        let behind = |place: u64| block.slice((place.clamp(at, end) - at) as usize..);
-        let (new, fed) = (behind(self.known), behind(self.fed));
+        let new = block.slice((self.known.clamp(at, end) - at) as usize..);
         if !new.is_empty() {
             if let Some(pending) = &mut self.pending {
                 pending.push(end - new.len() as u64, new, consumed);
             }
             self.known = end;
         }
+        self.scan(at, block)
+    }
+
+    /// Takes up a piece that begins at `at`, where a chunk may begin, and repeats what was read behind that place before. To be
+    /// scanned afterwards: a chunk that it holds as a whole is a part of it.
+    fn take_up(&mut self, at: u64, piece: &Bytes) {
+        let end = at + piece.len() as u64;
+        if end > self.known {
+            if let Some(pending) = &mut self.pending {
+                pending.repeat(at, piece, self.known);
+            }
+            self.known = end;
+        }
+    }
+
+    /// Scans what of a block that begins at `at` was not scanned before.
+    fn scan(&mut self, at: u64, block: Bytes) -> Vec<Piece> {
+        let end = at + block.len() as u64;
+        let fed = &block[(self.fed.clamp(at, end) - at) as usize..];
         let mut found = Vec::new();
         if !fed.is_empty() {
-            self.planner.feed(&fed, &mut found);
+            self.planner.feed(fed, &mut found);
             self.fed = end;
         }
         let pieces = self.pieces(&mut found);

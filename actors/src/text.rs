@@ -30,45 +30,78 @@ const STALE_AT_ONCE: u64 = 100;
 /// The text between what was cut into chunks and what was decoded.
 #[derive(Default)]
 pub struct Pending {
-    /// Blocks and their places in the text, ascending. A gap between two is the middle of a record that became too long.
-    blocks: VecDeque<(u64, Bytes)>,
+    /// Blocks, ascending. A gap between two is the middle of a record that became too long.
+    blocks: VecDeque<Block>,
     /// What of the object the text up to each place needed.
     marks: VecDeque<(u64, u64)>,
 }
 
+struct Block {
+    /// Its place in the text.
+    at: u64,
+    bytes: Bytes,
+    /// What it takes in memory, however little of it is left.
+    whole: usize,
+}
+
 impl Pending {
     /// The next text, from place `at` on; `consumed` bytes of the object gave all of it so far.
-    pub fn push(&mut self, at: u64, block: Bytes, consumed: u64) {
-        self.marks.push_back((at + block.len() as u64, consumed));
-        self.blocks.push_back((at, block));
+    pub fn push(&mut self, at: u64, bytes: Bytes, consumed: u64) {
+        self.marks.push_back((at + bytes.len() as u64, consumed));
+        self.blocks.push_back(Block { at, whole: bytes.len(), bytes });
+    }
+
+    /// The next text, behind place `known`, in a block that begins at place `at` and repeats some text before it: where that is
+    /// all that was not taken yet, it is in one block again.
+    pub fn repeat(&mut self, at: u64, bytes: &Bytes, known: u64) {
+        let mut start = self.blocks.front().map_or(known, |block| block.at);
+        if start >= at {
+            *self = Self::default();
+        } else {
+            start = known;
+        }
+        self.push(start, bytes.slice((start - at) as usize..), 0);
     }
 
     /// Forgets the middle of a record that begins at `from` and is longer than any may be: of it, only the beginning is read.
     pub fn forget_behind(&mut self, from: u64) {
         let keep = from + OVERSIZED_SAMPLE;
-        while self.blocks.back().is_some_and(|(at, _)| *at >= keep) {
+        while self.blocks.back().is_some_and(|block| block.at >= keep) {
             self.blocks.pop_back();
         }
-        if let Some((at, block)) = self.blocks.back_mut() {
-            block.truncate((keep - *at) as usize);
+        if let Some(Block { at, bytes, .. }) = self.blocks.back_mut() {
+            bytes.truncate((keep - *at) as usize);
         }
     }
 
     /// Takes a chunk's text, which begins where the last one ended; of an oversized one the beginning. Gives what of the
-    /// object was needed up to its end, too.
-    pub fn take(&mut self, range: ByteRange, oversized: bool) -> (Vec<u8>, u64) {
+    /// object was needed up to its end, too. What makes up most of one block is a part of it, and no copy.
+    pub fn take(&mut self, range: ByteRange, oversized: bool) -> (Bytes, u64) {
         let end = range.end.0;
         let most = if oversized { OVERSIZED_SAMPLE } else { range.len() } as usize;
+        if let Some(Block { at, bytes, whole }) = self.blocks.front_mut()
+            && let length = range.len() as usize
+            && end.checked_sub(*at) == Some(range.len())
+            && length <= bytes.len()
+            && (*whole / 2..=most).contains(&length)
+        {
+            *at = end;
+            let text = bytes.split_to(length);
+            if bytes.is_empty() {
+                self.blocks.pop_front();
+            }
+            return (text, self.consumed_at(end));
+        }
         let mut text = Vec::with_capacity(most.min(range.len() as usize));
-        while let Some((at, block)) = self.blocks.front_mut().filter(|(at, _)| *at < end) {
-            let here = block.split_to(((end - *at) as usize).min(block.len()));
+        while let Some(Block { at, bytes, .. }) = self.blocks.front_mut().filter(|block| block.at < end) {
+            let here = bytes.split_to(((end - *at) as usize).min(bytes.len()));
             *at += here.len() as u64;
             text.extend_from_slice(&here[..here.len().min(most - text.len())]);
-            if block.is_empty() {
+            if bytes.is_empty() {
                 self.blocks.pop_front();
             }
         }
-        (text, self.consumed_at(end))
+        (text.into(), self.consumed_at(end))
     }
 
     fn consumed_at(&mut self, end: u64) -> u64 {
@@ -80,7 +113,7 @@ impl Pending {
 
     #[cfg(test)]
     fn bytes(&self) -> usize {
-        self.blocks.iter().map(|(_, block)| block.len()).sum()
+        self.blocks.iter().map(|block| block.bytes.len()).sum()
     }
 }
 
@@ -217,10 +250,35 @@ mod tests {
         let mut pending = Pending::default();
         pending.push(0, Bytes::from_static(b"id\n1\n2"), 10);
         pending.push(6, Bytes::from_static(b"\n3\n"), 25);
-        assert_eq!(pending.take(ByteRange::new(0, 5), false), (b"id\n1\n".to_vec(), 10));
-        assert_eq!(pending.take(ByteRange::new(5, 7), false), (b"2\n".to_vec(), 25));
-        assert_eq!(pending.take(ByteRange::new(7, 9), false), (b"3\n".to_vec(), 25));
+        assert_eq!(pending.take(ByteRange::new(0, 5), false), (Bytes::from_static(b"id\n1\n"), 10));
+        assert_eq!(pending.take(ByteRange::new(5, 7), false), (Bytes::from_static(b"2\n"), 25));
+        assert_eq!(pending.take(ByteRange::new(7, 9), false), (Bytes::from_static(b"3\n"), 25));
         assert_eq!(pending.bytes(), 0);
+    }
+
+    #[test]
+    fn blocks_that_repeat_text_give_each_chunk_as_a_part_of_one() {
+        let text: Bytes = (0..=255).cycle().take(4_000).collect();
+        // Chunks end up to 20 behind multiples of 1000, where the pieces begin; or not at all before the next piece.
+        for ends in [[1_000, 2_000, 3_000, 4_000], [1_020, 2_020, 3_007, 4_000], [1_019, 2_500, 3_020, 4_000]] {
+            let (mut pending, mut known, mut taken) = (Pending::default(), 0, 0);
+            let mut ends = ends.into_iter().peekable();
+            for at in (0..4_000).step_by(1_000) {
+                let piece = text.slice(at as usize..(at as usize + 1_020).min(text.len()));
+                let last = at + piece.len() as u64;
+                pending.repeat(at, &piece, known);
+                known = last;
+                while let Some(end) = ends.next_if(|end| *end <= last) {
+                    let (chunk, _) = pending.take(ByteRange::new(taken, end), false);
+                    assert_eq!(chunk, text[taken as usize..end as usize], "{taken} to {end}");
+                    let place = chunk.as_ptr() as usize;
+                    let within = (piece.as_ptr() as usize..piece.as_ptr() as usize + piece.len()).contains(&place);
+                    assert_eq!(within, taken >= at, "{taken} to {end} is a part of the piece at {at}");
+                    taken = end;
+                }
+            }
+            assert_eq!((taken, pending.bytes()), (4_000, 0));
+        }
     }
 
     #[test]
@@ -244,12 +302,12 @@ mod tests {
         }
         pending.push(at, Bytes::from_static(b"b\n"), at + 7);
         assert!(pending.bytes() < 3 * sample as usize, "{}", pending.bytes());
-        assert_eq!(pending.take(ByteRange::new(0, 2), false), (b"a\n".to_vec(), 1));
+        assert_eq!(pending.take(ByteRange::new(0, 2), false), (Bytes::from_static(b"a\n"), 1));
         let (text, _) = pending.take(ByteRange::new(2, ends[0]), true);
         assert_eq!(text, vec![b'x'; sample as usize]);
         let (text, _) = pending.take(ByteRange::new(ends[0], ends[1]), true);
         assert_eq!(text, vec![b'y'; sample as usize]);
-        assert_eq!(pending.take(ByteRange::new(at, at + 2), false), (b"b\n".to_vec(), at + 7));
+        assert_eq!(pending.take(ByteRange::new(at, at + 2), false), (Bytes::from_static(b"b\n"), at + 7));
     }
 
     #[test]
