@@ -15,8 +15,8 @@ import urllib.request
 
 BINARY = os.environ.get("BENCH_BINARY", "")
 CACHE = pathlib.Path(os.environ.get("BENCH_CACHE", "."))
-# One more than by default: while one waits for a commit, another works.
-WORKERS = (os.cpu_count() or 1) + 1
+# The program's own default, unless told otherwise.
+WORKERS = int(os.environ.get("LONGSHORE_WORKERS", os.cpu_count() or 1))
 ADMIN_URL = os.environ.get("LONGSHORE_TEST_POSTGRES_URL", "")
 DATABASE = "longshore_bench"
 URL = ADMIN_URL.rsplit("/", 1)[0] + "/" + DATABASE
