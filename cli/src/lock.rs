@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-/// How often the lock of the data directory is tried: `longshore doctor` looks at it for a moment.
-const LOCK_TRIES: u32 = 5;
+/// How often the lock of the data directory is tried, for half a second: `longshore doctor` looks at it for a moment, and a
+/// process that was killed has it until it is gone.
+const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How much of the name of the data directory's owner is read, in bytes.

@@ -1,6 +1,8 @@
 //! The lasting roles: `serve`, `api`, `worker`.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::net::TcpListener;
@@ -14,6 +16,10 @@ use crate::settings::Settings;
 use crate::signals::stop_on;
 use crate::waiting::Patience;
 use crate::wire::{Start, Wired, reachable, require_cluster, wire};
+
+/// How often an address that is in use is tried again: for 3 s.
+const BIND_TRIES: u32 = 60;
+const BIND_PAUSE: Duration = Duration::from_millis(50);
 
 /// Which parts a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +103,17 @@ pub async fn run(role: Role, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
+/// Waits a moment for whoever listens there: a process that was killed has its address until it is gone.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("LONGSHORE_LISTEN: {address} cannot be listened on"))
+    let mut bound = TcpListener::bind(address).await;
+    for _ in 0..BIND_TRIES {
+        if !bound.as_ref().is_err_and(|error| error.kind() == ErrorKind::AddrInUse) {
+            break;
+        }
+        tokio::time::sleep(BIND_PAUSE).await;
+        bound = TcpListener::bind(address).await;
+    }
+    bound.with_context(|| format!("LONGSHORE_LISTEN: {address} cannot be listened on"))
 }
 
 pub async fn start_node(wired: &Wired) -> Result<Node> {
@@ -121,4 +136,21 @@ pub async fn interrupted(settings: &Settings, wired: &Wired) -> Result<Vec<Impor
     }
     imports.sort_by_key(|import| import.id);
     Ok(imports)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_is_had_once_a_process_that_was_killed_is_gone() {
+        let dying = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = dying.local_addr().unwrap();
+        let next = tokio::spawn(bind(address));
+        // One thread: the next one has tried in vain when this goes on.
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
+        drop(dying);
+        assert_eq!(next.await.unwrap().unwrap().local_addr().unwrap(), address);
+    }
 }
