@@ -142,7 +142,7 @@ impl Scan {
     ) -> Result<ScanMessage, Gave<Problem>> {
         let mut cut = self.cut(self.share.is_some())?;
         if cut.known == 0 {
-            self.feed(&mut cut, &self.head, out, patience).await?;
+            self.feed(&mut cut, 0, &self.head, out, patience).await?;
         }
         let mut asked = false;
         let mut tries = Tries::new(patience, "scan the object");
@@ -194,7 +194,7 @@ impl Scan {
             };
             tries.worked();
             metrics().bytes_fetched(block.len() as u64);
-            self.feed(cut, &block, out, patience).await?;
+            self.feed(cut, cut.known, &block, out, patience).await?;
         }
     }
 
@@ -237,12 +237,7 @@ impl Scan {
                 let next = end - behind;
                 reading.push_back((next, read(next, end_of(next))));
             }
-            cut.take_up(from, &block);
-            for start in (0..block.len()).step_by(FED_AT_ONCE) {
-                let part = block.slice(start..block.len().min(start + FED_AT_ONCE));
-                let found = cut.scan(from + start as u64, part);
-                self.tell(found, out, patience).await?;
-            }
+            self.feed(cut, from, &block, out, patience).await?;
             if !asked && self.is_shared() {
                 break;
             }
@@ -250,33 +245,24 @@ impl Scan {
         Ok(())
     }
 
-    /// Cuts the next block of a plain file, and tells of what is found.
+    /// Cuts the next block of a plain file, which begins at `at`, and tells of what is found.
     async fn feed(
         &self,
         cut: &mut Cut,
+        at: u64,
         block: &Bytes,
         out: &mpsc::Sender<ScanMessage>,
         patience: &Patience,
     ) -> Result<(), Gave<Problem>> {
+        cut.take_up(at, block);
         for start in (0..block.len()).step_by(FED_AT_ONCE) {
-            let part = block.slice(start..block.len().min(start + FED_AT_ONCE));
-            let found = cut.feed(cut.known, part, 0);
-            self.tell(found, out, patience).await?;
+            let part = &block[start..block.len().min(start + FED_AT_ONCE)];
+            let found = cut.scan(at + start as u64, part);
+            let chunks = self.keep(found, out, patience).await?;
+            send(chunks, out).await?;
+            // Half a millisecond each.
+            tokio::task::yield_now().await;
         }
-        Ok(())
-    }
-
-    /// Keeps and tells of what was found in a part.
-    async fn tell(
-        &self,
-        found: Vec<Piece>,
-        out: &mpsc::Sender<ScanMessage>,
-        patience: &Patience,
-    ) -> Result<(), Gave<Problem>> {
-        let chunks = self.keep(found, out, patience).await?;
-        send(chunks, out).await?;
-        // Half a millisecond each.
-        tokio::task::yield_now().await;
         Ok(())
     }
 
@@ -400,7 +386,7 @@ impl Cut {
             }
             self.known = end;
         }
-        self.scan(at, block)
+        self.scan(at, &block)
     }
 
     /// Takes up a piece that begins at `at`, where a chunk may begin, and repeats what was read behind that place before. To be
@@ -416,7 +402,7 @@ impl Cut {
     }
 
     /// Scans what of a block that begins at `at` was not scanned before.
-    fn scan(&mut self, at: u64, block: Bytes) -> Vec<Piece> {
+    fn scan(&mut self, at: u64, block: &[u8]) -> Vec<Piece> {
         let end = at + block.len() as u64;
         let fed = &block[(self.fed.clamp(at, end) - at) as usize..];
         let mut found = Vec::new();

@@ -54,12 +54,13 @@ impl Pending {
     /// The next text, behind place `known`, in a block that begins at place `at` and repeats some text before it: where that is
     /// all that was not taken yet, it is in one block again.
     pub fn repeat(&mut self, at: u64, bytes: &Bytes, known: u64) {
-        let mut start = self.blocks.front().map_or(known, |block| block.at);
-        if start >= at {
-            *self = Self::default();
-        } else {
-            start = known;
-        }
+        let start = match self.blocks.front().map(|block| block.at) {
+            Some(first) if first < at => known,
+            first => {
+                *self = Self::default();
+                first.unwrap_or(known)
+            }
+        };
         self.push(start, bytes.slice((start - at) as usize..), 0);
     }
 
