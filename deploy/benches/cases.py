@@ -15,11 +15,12 @@ import urllib.request
 
 import peers
 from cluster import CACHE, WORKERS, Cluster, Failed, Server, free_port, load, run, sql, timed
-from data import COLUMNS, create, file_of, parts_of
+from data import COLUMNS, create, file_of, fill_file_cache, parts_of
 
 TARGET = pathlib.Path(os.environ.get("BENCH_TARGET", "."))
 CASES = {}
 ONLY_COPY = False
+FULL_CACHE = False
 
 
 def case(function):
@@ -480,6 +481,8 @@ def measure(names, runs):
         raise Failed(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     for name in names or CASES:
         say(f"{name}: {(CASES[name].__doc__ or name).strip()}")
+        if FULL_CACHE:
+            fill_file_cache()
         try:
             yield from ({"case": name} | found for found in CASES[name](runs))
         except Failed as failed:
