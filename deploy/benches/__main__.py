@@ -38,7 +38,7 @@ def main():
     arguments.add_argument("--runs", type=int)
     arguments.add_argument("--json", type=pathlib.Path)
     arguments.add_argument("--only-copy", action="store_true", help="no peer besides \\copy")
-    arguments.add_argument("--full-cache", action="store_true", help="fill the file cache before each case")
+    arguments.add_argument("--full-cache", action="store_true", help="fill the file cache before each run")
     arguments.add_argument("--flame", type=pathlib.Path, metavar="SVG", help="draw where a worker's time goes, and measure nothing")
     given = arguments.parse_args()
     cases.ONLY_COPY, cases.FULL_CACHE = given.only_copy, given.full_cache

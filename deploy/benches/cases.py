@@ -60,6 +60,8 @@ class Contest:
         self.missing = {}
 
     def turn(self, contender, work):
+        if FULL_CACHE:
+            fill_file_cache()
         try:
             taken = work()
         except Failed as failed:
@@ -481,8 +483,6 @@ def measure(names, runs):
         raise Failed(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     for name in names or CASES:
         say(f"{name}: {(CASES[name].__doc__ or name).strip()}")
-        if FULL_CACHE:
-            fill_file_cache()
         try:
             yield from ({"case": name} | found for found in CASES[name](runs))
         except Failed as failed:

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::delimiter::Matching;
 use crate::dialect::Dialect;
+use crate::quoted;
 
 /// What lies between two line ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -269,32 +270,25 @@ impl Boundary {
         }
     }
 
-    /// Quoted bytes up to the quote that ends them, or an escape; `None`: the block's end. From the first line end on, lines are
-    /// counted behind, in one go: where there is one there are more, and short text without any is not gone through twice.
+    /// Quoted bytes up to the quote that ends them, or an escape; `None`: the block's end.
     fn scan_quoted(&mut self, dialect: &Dialect, block: &[u8], at: &mut usize) -> Option<()> {
         let quote = dialect.quote.unwrap_or(b'"');
-        let mut uncounted = None;
-        loop {
-            let rest = block.get(*at..)?;
-            let found = match (dialect.escape, uncounted) {
-                (None, None) => memchr2(quote, b'\n', rest),
-                (None, Some(_)) => memchr(quote, rest),
-                (Some(escape), None) => memchr3(quote, escape, b'\n', rest),
-                (Some(escape), Some(_)) => memchr2(quote, escape, rest),
-            };
-            *at += found.map_or(rest.len(), |found| found + 1);
-            let byte = found.map(|found| rest[found]);
-            if byte == Some(b'\n') {
-                uncounted = Some(*at - 1);
-            } else if byte == Some(quote) && dialect.escape.is_none() && block.get(*at) == Some(&quote) {
-                // A doubled quote is data.
-                *at += 1;
-            } else {
-                self.lines += uncounted.map_or(0, |from| memchr_iter(b'\n', &block[from..*at]).count() as u64);
-                self.state = if byte? == quote { State::QuoteInQuoted } else { State::Escape };
-                return Some(());
+        let rest = block.get(*at..)?;
+        let found = match dialect.escape {
+            None => {
+                let run = quoted::run(rest, quote);
+                self.lines += run.lines;
+                run.end
             }
-        }
+            Some(escape) => {
+                let found = memchr2(quote, escape, rest);
+                self.lines += memchr_iter(b'\n', &rest[..found.unwrap_or(rest.len())]).count() as u64;
+                found
+            }
+        };
+        *at += found.map_or(rest.len(), |found| found + 1);
+        self.state = if rest[found?] == quote { State::QuoteInQuoted } else { State::Escape };
+        Some(())
     }
 
     /// The same where CR ends lines: the lines of what was passed are counted behind.

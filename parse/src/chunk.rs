@@ -16,7 +16,8 @@ use crate::batch::{Batch, ChunkEnd, ParsedChunk, RowNumbers, Values, Widening};
 use crate::decode::{Cell, CellFault, Column, Decoder};
 use crate::dialect::Dialect;
 use crate::infer::{join_types, type_of};
-use crate::record::{Field, Next, QuoteFault, RawRecord, read_record, unescape};
+use crate::quoted::unescape;
+use crate::record::{Field, Next, QuoteFault, RawRecord, read_record};
 
 /// Fields of a batch, and bytes that it is read from: its arrays stay in the second-level cache until they are written, and the
 /// next batch gets the same memory.

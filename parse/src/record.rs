@@ -1,9 +1,11 @@
 //! The exact reader: one record at a time, field by field, from bytes in memory that begin with a record. The rules are those
 //! of [`crate::boundary`]; a property test holds the two together.
 
-use memchr::{memchr, memchr2};
+use std::ops::Range;
 
 use crate::dialect::Dialect;
+use crate::places::{LANE, in_lane};
+use crate::quoted;
 
 /// A field of a record: its bytes without the quotes around it, relative to a base that the caller chose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,7 @@ impl Field {
         self.len_and_flags & QUOTED != 0
     }
 
-    /// Whether it holds doubled or escaped bytes that [`unescape`] has to resolve.
+    /// Whether it holds doubled or escaped bytes that [`quoted::unescape`] has to resolve.
     #[must_use]
     #[inline]
     pub fn is_escaped(self) -> bool {
@@ -61,7 +63,7 @@ impl Field {
     /// Its place behind the base.
     #[must_use]
     #[inline]
-    pub fn range(self) -> std::ops::Range<usize> {
+    pub fn range(self) -> Range<usize> {
         let start = self.start as usize;
         start..start + (self.len_and_flags & LEN) as usize
     }
@@ -223,11 +225,15 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
         self.bytes[at..].starts_with(delimiter).then(|| at + delimiter.len())
     }
 
-    /// The places in eight bytes where a delimiter or a line end may begin.
+    /// The places in a lane where a delimiter or a line end may begin.
     #[inline]
-    fn candidates(&self, word: u64) -> u64 {
-        let found = bytes_equal(word, self.dialect.delimiter.first()) | bytes_equal(word, b'\n');
-        if PLAIN || !self.dialect.returns { found } else { found | bytes_equal(word, b'\r') }
+    fn candidates(&self, lane: &[u8; LANE]) -> u32 {
+        let delimiter = self.dialect.delimiter.first();
+        if PLAIN || !self.dialect.returns {
+            in_lane(lane, [delimiter, b'\n'])
+        } else {
+            in_lane(lane, [delimiter, b'\n', b'\r'])
+        }
     }
 
     /// A field from `start` whose unquoted part goes on at `at`, and the unquoted fields behind it.
@@ -235,11 +241,11 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
     fn unquoted(&mut self, start: usize, at: usize) -> FieldEnd {
         let bytes = self.bytes;
         let (mut start, mut at) = (start, at);
-        // Fields are short: looking at eight bytes at once beats a search for each.
-        while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
-            let mut found = self.candidates(u64::from_le_bytes(*word));
+        // Fields are short: looking at sixteen bytes at once beats a search for each.
+        while let Some(lane) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+            let mut found = self.candidates(lane);
             while found != 0 {
-                let end = at + found.trailing_zeros() as usize / 8;
+                let end = at + found.trailing_zeros() as usize;
                 found &= found - 1;
                 if self.is_line_end(bytes[end]) {
                     return self.end_record(start, end);
@@ -255,7 +261,7 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
                     return FieldEnd::Delimiter(start);
                 }
             }
-            at += 8;
+            at += LANE;
         }
         self.unquoted_tail(start, at)
     }
@@ -295,12 +301,14 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
         let opened = self.lines;
         let mut escaped = false;
         let mut at = open + 1;
-        // Quotes are doubled and only LF ends lines: nothing else matters in there, so that it is searched for.
-        let searched = self.dialect.escape.is_none() && (PLAIN || !self.dialect.returns);
+        // Quotes are doubled and only LF ends lines: nothing else matters in there.
+        if self.dialect.escape.is_none() && (PLAIN || !self.dialect.returns) {
+            let run = quoted::run(&self.bytes[at..], quote);
+            self.lines += run.lines;
+            escaped = run.doubled;
+            at = run.end.map_or(self.bytes.len(), |end| at + end);
+        }
         let close = loop {
-            if searched {
-                at += memchr2(quote, b'\n', &self.bytes[at..]).unwrap_or(self.bytes.len() - at);
-            }
             let Some(&byte) = self.bytes.get(at) else {
                 self.fail(QuoteFault::Unclosed, opened);
                 self.push(open + 1, self.bytes.len(), true, escaped);
@@ -356,40 +364,10 @@ impl<const PLAIN: bool> Reader<'_, PLAIN> {
     }
 }
 
-/// The highest bit of each byte of `word` that equals `byte`, and no other bit.
-#[inline]
-fn bytes_equal(word: u64, byte: u8) -> u64 {
-    const LOW: u64 = 0x7F7F_7F7F_7F7F_7F7F;
-    let differing = word ^ (u64::from(byte) * 0x0101_0101_0101_0101);
-    // The addition carries into a byte's highest bit where any lower bit is set, and never into the next byte.
-    !(((differing & LOW) + LOW) | differing | LOW)
-}
-
-/// Resolves doubled quotes or escapes of a quoted field. An escape before anything but a quote or an escape is data.
-pub fn unescape(dialect: &Dialect, raw: &[u8], out: &mut Vec<u8>) {
-    out.clear();
-    let quote = dialect.quote.unwrap_or(b'"');
-    let special = dialect.escape.unwrap_or(quote);
-    let mut rest = raw;
-    while let Some(found) = memchr(special, rest) {
-        out.extend_from_slice(&rest[..found]);
-        match rest.get(found + 1) {
-            Some(byte) if *byte == quote || *byte == special => {
-                out.push(*byte);
-                rest = &rest[found + 2..];
-            }
-            _ => {
-                out.push(special);
-                rest = &rest[found + 1..];
-            }
-        }
-    }
-    out.extend_from_slice(rest);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quoted::unescape;
     use longshore_domain::Format;
 
     fn dialect(width: usize) -> Dialect {

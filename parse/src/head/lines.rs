@@ -1,7 +1,8 @@
 //! Records of a sample.
 
 use crate::dialect::Dialect;
-use crate::record::{Field, Next, QuoteFault, read_record, unescape};
+use crate::quoted::unescape;
+use crate::record::{Field, Next, QuoteFault, read_record};
 
 /// Records of the sample, one by one. A last record that the sample cuts off is none.
 pub(super) struct Lines<'a> {
