@@ -567,6 +567,18 @@ async fn any_chunk_size_gives_the_same_rows() {
     }
 }
 
+#[tokio::test]
+async fn what_is_committed_is_moved_from_the_log_into_the_file() {
+    let service = serve(&[]).await;
+    let csv = format!("id,name\n{}", "1,a name of some length\n".repeat(100_000)).into_bytes();
+    let half = csv.len() as u64 / 2;
+    let import = service.api.import(&json!({"destination": {"table": "named"}}), csv).await;
+    assert_succeeded(&import);
+    // Far from where a commit would do it.
+    let size = || std::fs::metadata(service.sqlite()).unwrap().len();
+    until("the file holds the rows", async || (size() > half).then_some(())).await;
+}
+
 // ---------------------------------------------------------------------------------------------------------- death and doors
 
 #[tokio::test]

@@ -26,7 +26,7 @@ use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseBackend, DbErr, Statement
 
 use longshore_domain::ImportId;
 
-use crate::destination::gate::WriteGate;
+use crate::destination::gate::{LOG_PAGES, WriteGate};
 use crate::silence::Silence;
 
 use self::together::Together;
@@ -130,6 +130,7 @@ impl Database {
                     .synchronous(SqliteSynchronous::Full)
                     .busy_timeout(Duration::from_secs(30))
                     .foreign_keys(true)
+                    .pragma("wal_autocheckpoint", LOG_PAGES.to_string())
             })
             .map_sqlx_postgres_opts(|options| {
                 options.application_name("longshore").options([

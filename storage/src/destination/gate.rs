@@ -8,6 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+/// Pages of 4 KiB in SQLite's write-ahead log before a commit moves them into the file itself, and everybody waits for that.
+/// Bulk writes have them moved beside the next writer, but the log begins anew only where nothing is left in it: 64 MiB.
+pub(crate) const LOG_PAGES: u32 = 16_384;
+
 /// Lets one writer in at a time, control before bulk.
 #[derive(Debug, Default)]
 pub struct WriteGate {

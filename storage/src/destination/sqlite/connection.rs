@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use longshore_domain::{Problem, ProblemKind};
 
-use crate::destination::gate::{WriteGate, WriteTurn};
+use crate::destination::gate::{LOG_PAGES, WriteGate, WriteTurn};
 use crate::destination::{DestinationError, sql};
 
 /// How long another process's lock is waited for. Writers of this process take turns at the gate instead.
@@ -17,10 +17,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the file, and makes it where it is missing. A commit is on disk when it is answered (`synchronous = FULL`).
 /// Declared foreign keys hold. A rename must not stumble over views that name a table which is not there yet
-/// (`legacy_alter_table`).
+/// (`legacy_alter_table`). The log may grow to [`LOG_PAGES`].
 pub(super) fn open(path: &Path) -> Result<Connection, DestinationError> {
     let connection = Connection::open(path).map_err(failure)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failure)?;
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(failure)?;
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \

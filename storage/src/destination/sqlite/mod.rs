@@ -52,6 +52,8 @@ pub struct SqliteDestination {
     gate: Arc<WriteGate>,
     writer: Arc<Mutex<Connection>>,
     reader: Arc<Mutex<Connection>>,
+    /// For checkpoints.
+    mover: Arc<Mutex<Connection>>,
 }
 
 impl SqliteDestination {
@@ -60,8 +62,8 @@ impl SqliteDestination {
     /// # Errors
     /// [`DestinationError`] where it cannot be opened.
     pub fn open(path: impl AsRef<Path>, gate: Arc<WriteGate>) -> Result<Self, DestinationError> {
-        let (writer, reader) = (connection::open(path.as_ref())?, connection::open(path.as_ref())?);
-        Ok(Self { gate, writer: Arc::new(Mutex::new(writer)), reader: Arc::new(Mutex::new(reader)) })
+        let open = || Ok(Arc::new(Mutex::new(connection::open(path.as_ref())?)));
+        Ok(Self { gate, writer: open()?, reader: open()?, mover: open()? })
     }
 
     /// Begins a transaction with work in it; what the work did is committed where `keep` says so.
@@ -81,7 +83,21 @@ impl SqliteDestination {
                 Ok(done)
             })
             .await?;
+        if class == Class::Bulk {
+            self.move_pages();
+        }
         Ok(done)
+    }
+
+    /// Moves what is committed from the log into the file, beside the next writer; not where that is being done.
+    fn move_pages(&self) {
+        if let Ok(mover) = Arc::clone(&self.mover).try_lock_owned() {
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = mover.execute_batch("PRAGMA wal_checkpoint(PASSIVE)") {
+                    tracing::debug!(%error, "no checkpoint; the next one does it");
+                }
+            });
+        }
     }
 
     async fn read<T, F>(&self, work: F) -> Result<T, DestinationError>
