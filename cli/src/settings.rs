@@ -268,13 +268,12 @@ impl Values {
             ),
         };
         let address = |text: &str| text.parse::<SocketAddr>().ok();
-        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let database_url = self.database("DATABASE_URL")?;
+        let destination_url = self.database("DESTINATION_URL")?;
         Ok(Settings {
             given,
             listen: self.parse("LISTEN", "an address and a port, such as 127.0.0.1:8080", address)?,
             data_dir: self.take("DATA_DIR").unwrap_or_else(|| "./longshore-data".into()).into(),
-            database_url: self.database("DATABASE_URL")?,
-            destination_url: self.database("DESTINATION_URL")?,
             nats_url: self.parse("NATS_URL", "a URL that begins with nats:// or tls://", |text| {
                 (text.starts_with("nats://") || text.starts_with("tls://")).then(|| Secret::new(text))
             })?,
@@ -312,7 +311,11 @@ impl Values {
             chunk_size: self.parse("CHUNK_SIZE", "a whole number of bytes from 1", |text| {
                 text.parse().ok().filter(|size| (1..=i64::MAX as u64).contains(size))
             })?,
-            workers: self.parse("WORKERS", "a whole number from 1", |text| text.parse().ok())?.unwrap_or(cores),
+            workers: self
+                .parse("WORKERS", "a whole number from 1", |text| text.parse().ok())?
+                .unwrap_or_else(|| default_workers(destination_url.as_ref().or(database_url.as_ref()))),
+            database_url,
+            destination_url,
             sweep_interval: self
                 .parse("SWEEP_INTERVAL", "a duration such as 30s, 500ms, 2m or 1h", duration)?
                 .unwrap_or(Duration::from_secs(30)),
@@ -336,6 +339,17 @@ impl Values {
             server: self.take("SERVER").map(Secret::new),
         })
     }
+}
+
+/// Whether a database is PostgreSQL; else, and where it is not set, it is SQLite.
+pub fn is_postgres(url: Option<&Secret>) -> bool {
+    url.is_some_and(|url| url.expose().starts_with("postgres"))
+}
+
+/// As many as cores; for SQLite one more, since always one of them waits for its one writer.
+fn default_workers(destination: Option<&Secret>) -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    if is_postgres(destination) { cores } else { cores.saturating_add(1) }
 }
 
 trait MapJoin {
@@ -379,6 +393,18 @@ mod tests {
         assert_eq!(settings.sweep_interval, Duration::from_secs(30));
         assert_eq!(settings.patience, Duration::from_secs(900));
         assert!(settings.s3.is_none() && settings.nats_url.is_none() && settings.database_url.is_none());
+    }
+
+    #[test]
+    fn one_more_than_cores_works_where_one_waits_for_sqlite() {
+        let workers = |values: &[(&str, &str)]| read(values).unwrap().workers.get();
+        let postgres = ("LONGSHORE_DESTINATION_URL", "postgres://db/imports");
+        let cores = workers(&[postgres]);
+        assert_eq!(cores, std::thread::available_parallelism().unwrap().get());
+        assert_eq!(workers(&[]), cores + 1);
+        assert_eq!(workers(&[("LONGSHORE_DATABASE_URL", "postgres://db/control")]), cores);
+        assert_eq!(workers(&[("LONGSHORE_DATABASE_URL", "sqlite:///control"), postgres]), cores);
+        assert_eq!(workers(&[("LONGSHORE_WORKERS", "1")]), 1);
     }
 
     #[test]

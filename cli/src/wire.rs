@@ -24,7 +24,7 @@ use longshore_storage::inspect;
 use longshore_storage::objects::{EmbeddedConfig, EmbeddedStore, ObjectStore, S3Config, S3Store, Secret};
 
 use crate::lock::lock_folder;
-use crate::settings::{S3Settings, Settings};
+use crate::settings::{S3Settings, Settings, is_postgres};
 use crate::usage::Usage;
 use crate::waiting::{Dependency, Patience, wait_for};
 
@@ -78,10 +78,6 @@ pub fn require_cluster(settings: &Settings, role: &str) -> Result<()> {
     let missing = missing.join(", ");
     Err(Usage(format!("`longshore {role}` is one role of a cluster and needs {missing}; `longshore serve` needs none"))
         .into())
-}
-
-fn is_postgres(url: Option<&Secret>) -> bool {
-    url.is_some_and(|url| url.expose().starts_with("postgres"))
 }
 
 /// How a process starts.
