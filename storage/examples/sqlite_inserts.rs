@@ -1,4 +1,4 @@
-//! Bare bound inserts into SQLite: what no import can be faster than. Lines of a CSV (quotes as TPC-H's have them: around a cell, none within) are split and held in memory first,
+//! Bare bound inserts into SQLite, a row a statement. Lines of a CSV (quotes as TPC-H's have them: around a cell, none within) are split and held in memory first,
 //! the first four columns as integers, the others as text; timed are the inserts alone, in transactions of 65,536 rows, in the
 //! journal mode of the service (WAL, FULL). `sqlite_inserts FILE` prints seconds.
 #![allow(clippy::print_stdout)]

@@ -71,6 +71,7 @@ conformance! {
     two_prepares_at_once_do_no_harm
     an_empty_file_makes_an_empty_table
     workers_write_chunks_of_one_import_at_once
+    cells_stay_in_their_rows_whatever_number_there_is
 }
 
 fn committed(rows: u64, rejected: u64) -> Written {
@@ -676,6 +677,41 @@ async fn workers_write_chunks_of_one_import_at_once(stage: Stage) {
         stage.probe.rows("SELECT count(DISTINCT id), min(id), max(id) FROM t").await,
         [some(&["160000", "1", "160000"])]
     );
+}
+
+/// Rows share statements, and what is left of a batch does not fill one.
+async fn cells_stay_in_their_rows_whatever_number_there_is(stage: Stage) {
+    const BATCHES: [usize; 4] = [1, 127, 130, 43];
+    for width in [1_i64, 3, 40, 128, 140] {
+        let names: Vec<String> = (0..width).map(|column| format!("c{column}")).collect();
+        let columns: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "int64")).collect();
+        // A row is known by its first cell; every seventh other one is NULL.
+        let cell = |row: i64, column: i64| (column == 0 || (row + column) % 7 != 0).then_some(row * 1000 + column);
+        let mut rows = ParsedChunk::default();
+        for length in BATCHES {
+            let first = rows.rows + 1;
+            let numbers = first as i64..(first as i64 + length as i64);
+            let values =
+                (0..width).map(|column| int64(&numbers.clone().map(|row| cell(row, column)).collect::<Vec<_>>()));
+            rows.batches.extend(chunk(first, values.collect(), length).batches);
+            rows.rows += length as u64;
+        }
+        let all = BATCHES.iter().sum::<usize>() as u64;
+        let table = format!("t{width}");
+        for target in [Target::NewTable, Target::ExistingTable] {
+            let plan = plan(&table, target, &columns);
+            assert_eq!(stage.import(&plan, rows.clone(), no_rejects()).await.1, published(all, 0));
+        }
+        let expected: Vec<String> = (1..width)
+            .map(|column| {
+                format!(" AND coalesce(c{column}, -1) = CASE WHEN (c0 / 1000 + {column}) % 7 = 0 THEN -1 ELSE c0 + {column} END")
+            })
+            .collect();
+        let query =
+            format!("SELECT count(*), count(DISTINCT c0) FROM {table} WHERE c0 % 1000 = 0{}", expected.concat());
+        let (twice, once) = ((2 * all).to_string(), all.to_string());
+        assert_eq!(stage.probe.rows(&query).await, [some(&[&twice, &once])], "{width} columns");
+    }
 }
 
 /// What only PostgreSQL has.

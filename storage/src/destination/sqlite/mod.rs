@@ -177,22 +177,18 @@ impl Destination for SqliteDestination {
         }
         // Staging takes whatever a batch can hold: no row is refused here.
         let plan = plan.clone();
-        let reasons = held.found.rejects.reasons;
-        let written = self
-            .write(
-                Class::Bulk,
-                move |connection| {
-                    let written = write::write_chunk(connection, ticket, chunk, &plan, &held, &*rows)?;
-                    failpoint::pass("chunk.copied");
-                    failpoint::pass("chunk.commit.before");
-                    Ok(written)
-                },
-                |written| matches!(written, Written::Committed(_)),
-            )
-            .await?;
+        let write = move |connection: &Connection| {
+            let written = write::write_chunk(connection, ticket, chunk, &plan, &held, &*rows)?;
+            failpoint::pass("chunk.copied");
+            failpoint::pass("chunk.commit.before");
+            // Its memory is freed when others may write again.
+            Ok((written, held))
+        };
+        let (written, held) =
+            self.write(Class::Bulk, write, |(written, _)| matches!(written, Written::Committed(_))).await?;
         failpoint::pass("chunk.commit.after");
         if matches!(written, Written::Committed(_)) {
-            reasons.count();
+            held.found.rejects.reasons.count();
         }
         Ok(written)
     }
@@ -231,6 +227,7 @@ impl Destination for SqliteDestination {
                     Ok(())
                 };
                 writer.run(work).await?;
+                self.move_pages();
                 Ok(PublishOutcome::Published(published))
             }
             Moved::TooMany { rejected, found } => {

@@ -1,6 +1,8 @@
 //! One chunk: rows, rejects and ledger row in one transaction, behind the look at the fence (invariant 2). With one writer
 //! under `BEGIN IMMEDIATE` the fence cannot change in between.
 
+use std::ops::Range;
+
 use rusqlite::types::{Null, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, Statement, params};
 
@@ -15,6 +17,10 @@ use super::staging;
 use crate::destination::cells::{self, Cell, Column};
 use crate::destination::shape::{self, Held};
 use crate::destination::{ChunkRows, DestinationError, LISTED_BYTES, LedgerRow, Ticket, Written, sql};
+
+/// Values of a statement that inserts rows, where a row has fewer: what a statement costs, rows share. More no longer fit into
+/// the processor's nearest cache, and cost more than they save.
+const VALUES_AT_ONCE: usize = 128;
 
 /// Within a transaction, which the caller commits where the answer is `Committed`. Batches are [`prepare`]d; `rows` is
 /// read again where not all rejects are held.
@@ -75,20 +81,36 @@ fn insert_rows(
         columns = format!("{columns}, {}", sql::identifier(&sql::row_column(plan))?);
     }
     let width = plan.fields.len() + usize::from(numbered);
-    let places = vec!["?"; width].join(", ");
-    let mut insert = connection
-        .prepare(&format!("INSERT INTO main.{} ({columns}) VALUES ({places})", sql::identifier(name)?))
-        .map_err(failure)?;
+    let table = sql::identifier(name)?;
+    let values = format!("({})", vec!["?"; width].join(", "));
+    let prepare = |rows: usize| {
+        let values = vec![values.as_str(); rows].join(", ");
+        connection.prepare(&format!("INSERT INTO main.{table} ({columns}) VALUES {values}")).map_err(failure)
+    };
+    let at_once = (VALUES_AT_ONCE / width.max(1)).max(1);
+    let (mut many, mut one) = (prepare(at_once)?, prepare(1)?);
     for batch in batches {
         let columns: Vec<Column<'_>> = batch.columns.iter().map(Column::of).collect();
-        for row in 0..batch.rows {
-            for (place, column) in columns.iter().enumerate() {
-                bind(&mut insert, place + 1, column.cell(row)).map_err(failure)?;
+        let insert = |statement: &mut Statement<'_>, rows: Range<usize>| {
+            let mut place = 0;
+            for row in rows {
+                for column in &columns {
+                    place += 1;
+                    bind(statement, place, column.cell(row))?;
+                }
+                if numbered {
+                    place += 1;
+                    statement.raw_bind_parameter(place, batch.numbers.get(row) as i64)?;
+                }
             }
-            if numbered {
-                insert.raw_bind_parameter(width, batch.numbers.get(row) as i64).map_err(failure)?;
-            }
-            insert.raw_execute().map_err(failure)?;
+            statement.raw_execute()
+        };
+        let whole = batch.rows - batch.rows % at_once;
+        for row in (0..whole).step_by(at_once) {
+            insert(&mut many, row..row + at_once).map_err(failure)?;
+        }
+        for row in whole..batch.rows {
+            insert(&mut one, row..row + 1).map_err(failure)?;
         }
     }
     Ok(())
