@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import cases
-from cluster import Failed
+from cluster import Failed, sql
 
 
 def machine():
@@ -52,6 +52,7 @@ def main():
         "revision": git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else ""),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
         "machine": machine(),
+        "postgres": sql("show server_version"),
         "rows": [],
     }
     try:
@@ -61,7 +62,7 @@ def main():
                 given.json.write_text(json.dumps(result, indent=1) + "\n")
     except Failed as failed:
         sys.exit(f"bench: {failed}")
-    print(f"\nrevision {result['revision']}, {result['machine']}\n\n| what | measured | goal | |\n| --- | --- | --- | --- |")
+    print(f"\nrevision {result['revision']}, {result['machine']}, PostgreSQL {result['postgres']}\n\n| what | measured | goal | |\n| --- | --- | --- | --- |")
     for row in result["rows"]:
         verdict = {True: "met", False: "**not met**", None: ""}[row["met"]]
         print(f"| {row['what']} | {shown(row['figure'])} {row['unit']} | {row['goal']} | {verdict} |")
