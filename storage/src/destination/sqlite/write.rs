@@ -1,8 +1,6 @@
 //! One chunk: rows, rejects and ledger row in one transaction, behind the look at the fence (invariant 2). With one writer
 //! under `BEGIN IMMEDIATE` the fence cannot change in between.
 
-use std::ops::Range;
-
 use rusqlite::types::{Null, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, Statement, params};
 
@@ -91,26 +89,22 @@ fn insert_rows(
     let (mut many, mut one) = (prepare(at_once)?, prepare(1)?);
     for batch in batches {
         let columns: Vec<Column<'_>> = batch.columns.iter().map(Column::of).collect();
-        let insert = |statement: &mut Statement<'_>, rows: Range<usize>| {
+        let mut next = 0;
+        while next < batch.rows {
+            let (insert, rows) = if next + at_once <= batch.rows { (&mut many, at_once) } else { (&mut one, 1) };
             let mut place = 0;
-            for row in rows {
+            for row in next..next + rows {
                 for column in &columns {
                     place += 1;
-                    bind(statement, place, column.cell(row))?;
+                    bind(insert, place, column.cell(row)).map_err(failure)?;
                 }
                 if numbered {
                     place += 1;
-                    statement.raw_bind_parameter(place, batch.numbers.get(row) as i64)?;
+                    insert.raw_bind_parameter(place, batch.numbers.get(row) as i64).map_err(failure)?;
                 }
             }
-            statement.raw_execute()
-        };
-        let whole = batch.rows - batch.rows % at_once;
-        for row in (0..whole).step_by(at_once) {
-            insert(&mut many, row..row + at_once).map_err(failure)?;
-        }
-        for row in whole..batch.rows {
-            insert(&mut one, row..row + 1).map_err(failure)?;
+            insert.raw_execute().map_err(failure)?;
+            next += rows;
         }
     }
     Ok(())
