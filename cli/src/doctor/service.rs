@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Role;
 use super::report::Check;
-use crate::settings::Settings;
+use crate::settings::{Settings, is_postgres};
 use crate::wire::{reachable, require_cluster};
 
 /// How long a service may take over its readiness: it asks its own dependencies.
@@ -41,10 +41,7 @@ impl Owner {
 /// Which settings are set, and what they make of the parts. Never their values.
 pub fn settings(settings: &Settings, role: Role) -> Check {
     let given = &settings.given;
-    let kind = |url: Option<&longshore_storage::objects::Secret>| match url {
-        Some(url) if url.expose().starts_with("postgres") => "PostgreSQL",
-        _ => "SQLite",
-    };
+    let kind = |url| if is_postgres(url) { "PostgreSQL" } else { "SQLite" };
     let database = kind(settings.database_url.as_ref());
     let destination = kind(settings.destination_url.as_ref().or(settings.database_url.as_ref()));
     let bus = if settings.nats_url.is_some() { "NATS" } else { "in-process bus" };
